@@ -1,0 +1,101 @@
+"""All configuration dataclasses. Every field has a unit in its name, a default and a stated range.
+
+`from_mapping` builds any of them from strings or JSON values (Triton's model parameters, a command line)
+and refuses names it does not know, so that a misspelt parameter is an error and never a default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from wisp_plugin.errors import ConfigError
+
+T = TypeVar("T")
+_TRUE, _FALSE = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
+
+
+@dataclass(frozen=True, slots=True)
+class VerifierConfig:
+    """The target model and its memory."""
+
+    target: str = "default"  # Hugging Face id or folder; "default": the embedded model
+    device: str = "auto"  # auto | cpu | cuda | cuda:N
+    dtype: str = "auto"  # auto (fp32 on CPU, the checkpoint's on CUDA) | float32 | bfloat16 | float16
+    kv_tokens: int = 32_768  # tokens whose KV is held, over all sessions
+    kv_block_tokens: int = 32  # tokens per KV block
+    num_threads: int = 0  # of torch; 0: as many as there are cores
+
+    def __post_init__(self) -> None:
+        _check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        _check_range("kv_block_tokens", self.kv_block_tokens, 1, 1024)
+        _check_range("kv_tokens", self.kv_tokens, 2 * self.kv_block_tokens, 1 << 30)
+        _check_range("num_threads", self.num_threads, 0, 1024)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Limits of the serving loop. Every queue has a bound here."""
+
+    policy: str = "continuous"  # scheduling policy, see scheduler.POLICIES
+    max_sessions: int = 512  # open at once; one more is answered `overloaded`
+    max_pass_tokens: int = 512  # new tokens of one pass; longer prefills are cut into chunks
+    max_pass_sessions: int = 256  # sessions of one pass
+    max_draft_ahead: int = 64  # draft tokens in front of a session's committed tokens
+    max_unacked_tokens: int = 1024  # commits beyond the client's SEEN before a session is paused
+    max_queued_messages: int = 16_384  # messages waiting for the engine thread
+    linger_s: float = 60.0  # how long a finished or abandoned session can be resumed
+    cancel_poll_s: float = 0.25  # how often open streams are asked whether their client left
+    ttft_ms: float = 2_000.0  # default SLO: time to the first token
+    tpot_ms: float = 200.0  # default SLO: time per further token
+
+    def __post_init__(self) -> None:
+        for name in ("max_sessions", "max_pass_tokens", "max_pass_sessions", "max_draft_ahead", "max_queued_messages"):
+            _check_range(name, getattr(self, name), 1, 1 << 24)
+        # A client that drafts nothing acknowledges every 64 tokens (edge_session.ACK_TOKENS): leave it twice that.
+        _check_range("max_unacked_tokens", self.max_unacked_tokens, 128, 1 << 24)
+        for name in ("linger_s", "ttft_ms", "tpot_ms"):
+            _check_range(name, getattr(self, name), 0.001, 1e7)
+        _check_range("cancel_poll_s", self.cancel_poll_s, 0.01, 0.5)
+
+
+def from_mapping(kind: type[T], values: Mapping[str, Any]) -> T:
+    """Build the dataclass `kind` from `values`; strings are converted to the field's type.
+
+    Raises:
+        ConfigError: an unknown name, a value of the wrong type or out of range.
+    """
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise ConfigError(f"unknown parameter {unknown[0]!r}; allowed: {', '.join(sorted(fields))}")
+    types = typing.get_type_hints(kind)
+    return kind(**{name: _convert(name, value, types[name]) for name, value in values.items()})
+
+
+def _convert(name: str, value: Any, wanted: type) -> Any:
+    """`value` as `wanted` (bool, int, float or str)."""
+    try:
+        if wanted is bool:
+            text = str(value).lower()
+            if text not in _TRUE | _FALSE:
+                raise ValueError
+            return text in _TRUE
+        if wanted is int and isinstance(value, float) and not value.is_integer():
+            raise ValueError
+        return wanted(value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"parameter {name!r} must be {wanted.__name__}, not {value!r}") from None
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:  # also refuses NaN
+        raise ConfigError(f"parameter {name!r} is {value}; allowed: {low} to {high}")
+
+
+def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"parameter {name!r} is {value!r}; allowed: {', '.join(allowed)}")
