@@ -1,0 +1,1 @@
+"""The server side: target model, KV memory, Triton Python backend, launcher."""
