@@ -1,0 +1,1 @@
+"""Benchmarks and proofs: everything here may import everything else, and nothing imports it."""

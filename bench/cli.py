@@ -1,0 +1,74 @@
+"""`wisp-bench COMMAND`: imports only the module of the chosen command, so that help is instant.
+
+Every module offers `add_arguments(parser) -> None` and `main(args) -> int`; its docstring is its help text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from wisp_plugin import __version__
+from wisp_plugin.errors import ConfigError, WispError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("bench.demo", "one prompt end to end, with drafts and without, and a small table"),
+    "lossless": ("bench.lossless", "generated ids equal those of the target alone, and its distribution"),
+    "engine": ("bench.engine", "packed pass against the padded one, cost of choosing tokens"),
+    "e2e": ("bench.e2e", "one device against plain decoding and assisted generation, cost of the path"),
+    "pass-cost": ("bench.pass_cost", "time of a target pass over sessions, new tokens and cached tokens"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one benchmark. Exit code: the benchmark's own, 2 on a WispError or bad usage, 130 on Ctrl-C."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        name = _command_parser().parse_args(argv[:1]).command
+        module = _load(name)
+        parser = argparse.ArgumentParser(
+            prog=f"wisp-bench {name}",
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(parser)
+        return int(module.main(parser.parse_args(argv[1:])))
+    except WispError as error:
+        print(f"wisp-bench: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("wisp-bench: interrupted", file=sys.stderr)
+        return 130
+
+
+def _command_parser() -> argparse.ArgumentParser:
+    lines = [f"  {name:<10} {description}" for name, (_, description) in COMMANDS.items()]
+    parser = argparse.ArgumentParser(
+        prog="wisp-bench",
+        usage="wisp-bench COMMAND [options]; wisp-bench COMMAND --help tells more",
+        description="Benchmarks of WISP. Each prints a table and, as its last line, one JSON document.",
+        epilog="\n".join(["commands:", *lines]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"wisp {__version__}")
+    parser.add_argument("command", metavar="COMMAND", choices=list(COMMANDS), help="one of the list below")
+    return parser
+
+
+def _load(name: str) -> ModuleType:
+    """Module of a command; ConfigError if a package that it needs is not installed."""
+    module_name, _ = COMMANDS[name]
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in ("bench", "wisp_plugin", "triton_models", "edge_runtime"):
+            raise  # our own module: a fault of this repository, not of the installation
+        raise ConfigError(f"{name} needs the package {missing!r}; install the extras 'bench' and 'server'") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
