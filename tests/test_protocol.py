@@ -66,7 +66,8 @@ class World:
         self.boot()
 
     def __repr__(self) -> str:
-        return f"World({[(d.opened.mode.value, d.opened.tokens.tolist()) for d in self.devices]}, {self.num_blocks} blocks)"
+        devices = [(device.opened.mode.value, device.opened.tokens.tolist()) for device in self.devices]
+        return f"World({devices}, {self.num_blocks} blocks)"
 
     def boot(self) -> None:
         self.verifier = FakeVerifier(self.num_blocks)

@@ -87,7 +87,7 @@ def _convert(name: str, value: Any, wanted: type) -> Any:
         if wanted is int and isinstance(value, float) and not value.is_integer():
             raise ValueError
         return wanted(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ConfigError(f"parameter {name!r} must be {wanted.__name__}, not {value!r}") from None
 
 

@@ -58,7 +58,7 @@ class EdgeStats:
     @property
     def wdt_share(self) -> float:
         """Wasted drafting time / all drafting time (0 without drafts)."""
-        return 1.0 - self.useful_drafting_s / self.drafting_s if self.drafting_s else 0.0
+        return max(0.0, 1.0 - self.useful_drafting_s / self.drafting_s) if self.drafting_s else 0.0
 
     @property
     def tokens_per_pass(self) -> float:
@@ -69,11 +69,16 @@ class EdgeStats:
 class EdgeSession:
     """Committed tokens and draft chain of one session on the device."""
 
-    def __init__(self, opened: Open, controller: Controller, message_tokens: int = 1) -> None:
-        """`message_tokens`: draft tokens that go into one message in `free` mode."""
+    def __init__(
+        self, opened: Open, controller: Controller, message_tokens: int = 1, max_context_tokens: int | None = None
+    ) -> None:
+        """`message_tokens`: draft tokens that go into one message in `free` mode; `max_context_tokens`: what the
+        draft model can stand behind (None: no limit); past it the server decodes alone."""
         self._opened = opened
         self._controller = controller
         self._message_tokens = message_tokens
+        # The pass that verifies a draft adds a token of its own: a draft for the last position never pays.
+        self._draft_end = opened.end - 1 if max_context_tokens is None else min(opened.end - 1, max_context_tokens)
         self.status = Status.RUNNING
         self.stats = EdgeStats()
         # Committed tokens, then the chain: one buffer, so that the drafter's context is a view.
@@ -124,8 +129,7 @@ class EdgeSession:
         return Step.SEND if self._num_unsent or self._owes_ack else Step.WAIT
 
     def _may_draft(self) -> bool:
-        # The pass that verifies a draft adds a token of its own: a draft for the last position never pays.
-        if self._chain_end >= self._opened.end - 1:
+        if self._chain_end >= self._draft_end:
             return False
         chain = self.chain
         if len(chain) and int(chain[-1]) in self._opened.eos_token_ids:

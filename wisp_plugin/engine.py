@@ -11,6 +11,7 @@ request, calls `on_failure` and stops.
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -27,6 +28,7 @@ from wisp_plugin.scheduler import Scheduler
 from wisp_plugin.server_session import ServerSession
 from wisp_plugin.session_table import SessionTable
 from wisp_plugin.telemetry import Totals
+from wisp_plugin.wire import UNAVAILABLE
 
 log = logging.getLogger(__name__)
 
@@ -117,10 +119,12 @@ class Engine:
         with self._wake:
             self._stopping = True
             self._wake.notify()
-        if self._thread is not None:
-            self._thread.join(timeout_s)
-            if self._thread.is_alive():
-                raise EngineFailed(f"the engine thread did not end within {timeout_s} s")
+        if self._thread is None:
+            self._end_all(_end_closed)
+            return
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            raise EngineFailed(f"the engine thread did not end within {timeout_s} s")
 
     @property
     def failure(self) -> str | None:
@@ -129,11 +133,11 @@ class Engine:
 
     def _refusal(self) -> str | None:
         if self._failure is not None:
-            return f"the engine has failed: {self._failure}"
+            return f"{UNAVAILABLE}the engine has failed: {self._failure}"
         if self._stopping:
-            return "the server is shutting down"
+            return f"{UNAVAILABLE}the server is shutting down"
         if len(self._inbox) >= self._config.max_queued_messages:
-            return f"the server's queue is full ({self._config.max_queued_messages} messages); try again later"
+            return f"{UNAVAILABLE}the queue is full ({self._config.max_queued_messages} messages)"
         return None
 
     # -- the loop -----------------------------------------------------------------------------------------------
@@ -143,13 +147,13 @@ class Engine:
             while not self._stopping:
                 if not self.step():
                     self._wait()
-            self._end_all(lambda reply, session: self._end(reply, session, Status.CLOSED))
+            self._end_all(_end_closed)
         except Exception as error:
             log.exception("the engine thread has failed")
             with self._wake:
                 self._failure = f"{type(error).__name__}: {error}".splitlines()[0]
             try:
-                self._end_all(lambda reply, _: reply.fail(f"the engine has failed: {self._failure}"))
+                self._end_all(lambda reply, _: reply.fail(f"{UNAVAILABLE}the engine has failed: {self._failure}"))
             finally:
                 self._on_failure()
 
@@ -172,8 +176,8 @@ class Engine:
         return True
 
     def _drain(self) -> None:
-        while self._inbox:
-            now_s, message, reply = self._inbox.popleft()
+        for _ in range(len(self._inbox)):  # what arrives meanwhile waits for the next turn
+            now_s, message, reply = self._inbox[0]  # stays in the queue until it is answered or attached
             try:
                 if isinstance(message, Open):
                     self._on_open(message, reply, now_s)
@@ -185,6 +189,7 @@ class Engine:
                     reply.finish()
             except InvalidRequest as error:
                 reply.fail(str(error))
+            self._inbox.popleft()
 
     def _run(self, plan: BatchPlan) -> tuple[list[PassOutcome], float, float]:
         for session_id in plan.evict:
@@ -196,29 +201,30 @@ class Engine:
 
     def _respond(self, commits: Sequence[Commit]) -> None:
         for commit in commits:
-            self._table.reply(commit.session).send(commit)
+            reply = self._table.reply(commit.session)
+            reply.send(commit)
             if commit.status is not Status.RUNNING:
-                self._table.reply(commit.session).finish()
                 self._detach(commit.session)
+                reply.finish()
 
     # -- sessions come and go -----------------------------------------------------------------------------------
 
     def _on_open(self, opened: Open, reply: Reply, now_s: float) -> None:
         known = self._table.get(opened.session)
+        if not self._table.is_attached(opened.session) and self._table.num_attached >= self._config.max_sessions:
+            _end(reply, opened, Status.OVERLOADED, RETRY_AFTER_MS)
+            return
         if known is None:
-            if self._table.num_attached >= self._config.max_sessions:
-                self._end(reply, opened, Status.OVERLOADED, RETRY_AFTER_MS)
-                return
             known = ServerSession(opened, now_s)
             known.settle_status()
             catch_up = _status_commit(known, known.status) if known.finished else None
         elif known.conflicts_with(opened):
-            self._end(reply, opened, Status.CONFLICT)
+            _end(reply, opened, Status.CONFLICT)
             return
         else:
             first = self._table.detach(opened.session, now_s)
             if first is not None:
-                self._end(first, known, Status.SUPERSEDED)
+                _end(first, known, Status.SUPERSEDED)
             catch_up = known.resume(opened, now_s)
         self._attach(known, reply)
         if catch_up is not None:
@@ -229,7 +235,7 @@ class Engine:
         session.status = Status.CLOSED if not session.finished else session.status
         reply = self._detach(session.id)
         if reply is not None:
-            self._end(reply, session, session.status)
+            _end(reply, session, session.status)
 
     def _attach(self, session: ServerSession, reply: Reply) -> None:
         self._table.attach(session, reply)
@@ -239,8 +245,7 @@ class Engine:
         """Take a session out of service; its token ids stay for a while, so that it can be resumed."""
         self.scheduler.remove(session_id)
         self._verifier.release(session_id)
-        session = self._table.find(session_id)
-        session.num_cached = 0
+        self._table.find(session_id).num_cached = 0
         return self._table.detach(session_id, self._clock())
 
     def _look_around(self) -> None:
@@ -258,20 +263,29 @@ class Engine:
                 reply.finish()
             elif stuck and now_s - session.newest_input_s > self._config.linger_s:
                 self._detach(session.id)
-                self._end(reply, session, Status.CLOSED)
-
-    @staticmethod
-    def _end(
-        reply: Reply, about: Open | ServerSession, status: Status, retry_after_ms: int | None = None
-    ) -> None:
-        reply.send(_status_commit(about, status, retry_after_ms))
-        reply.finish()
+                _end(reply, session, Status.CLOSED)
 
     def _end_all(self, end: Callable[[Reply, ServerSession], None]) -> None:
-        for session, reply in self._table.attached():
-            end(reply, session)
-        while self._inbox:
-            self._inbox.popleft()[2].fail(self._refusal() or "the server is shutting down")
+        refusal = self._refusal() or f"{UNAVAILABLE}the server is shutting down"
+        ends = {id(reply): functools.partial(reply.fail, refusal) for _, _, reply in self._inbox}
+        # An open at which the loop failed may be queued and attached: one end.
+        ends |= {id(reply): functools.partial(end, reply, session) for session, reply in self._table.attached()}
+        self._inbox.clear()
+        for end_one in ends.values():
+            try:
+                end_one()
+            except Exception:
+                log.exception("a request could not be ended")
+
+
+def _end(reply: Reply, about: Open | ServerSession, status: Status, retry_after_ms: int | None = None) -> None:
+    """Tell a final status and end the stream."""
+    reply.send(_status_commit(about, status, retry_after_ms))
+    reply.finish()
+
+
+def _end_closed(reply: Reply, session: ServerSession) -> None:
+    _end(reply, session, Status.CLOSED)
 
 
 def _status_commit(about: Open | ServerSession, status: Status, retry_after_ms: int | None = None) -> Commit:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 Tokens = npt.NDArray[np.int32]
+Origins = npt.NDArray[np.uint8]  # values of `Origin`
 PROTOCOL_VERSION = 1
 
 
@@ -145,7 +146,7 @@ class Commit:
     session: str
     start: int
     tokens: Tokens
-    origin: npt.NDArray[np.uint8]
+    origin: Origins
     status: Status = Status.RUNNING
     timing: Timing = field(default_factory=Timing)
     logprobs: npt.NDArray[np.float32] | None = None

@@ -8,9 +8,9 @@ argument, so that the simulator drives this very code.
 Sessions that only decode or verify come first, then prefills, each in the order in which they became ready;
 in `sync` that is the order in which drafts arrived (FIFO).
 
-Waiting is bounded: a session that is due stands in front of all that became ready after it, and being served
-puts it behind. Under KV pressure the older session wins: blocks are given out oldest first, so the oldest always
-runs, a younger one never evicts an older one that runs, and passes never thrash.
+Waiting is bounded: a session that has been due for `PREFILL_WAIT_S` stands in front of all that became ready after
+it, and being served puts it behind. Under KV pressure the older session wins: blocks are given out oldest first, so
+the oldest always runs, a younger one never evicts an older one that runs, and passes never thrash.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from wisp_plugin.config import EngineConfig
 from wisp_plugin.messages import BatchPlan, Commit, PassItem, PassOutcome, Timing
 from wisp_plugin.server_session import ServerSession
 
+PREFILL_WAIT_S = 0.1  # a prefill that has waited this long queues with the running sessions
 KV_IDLE_S = 1.0  # a session that waits for its client this long no longer keeps others from its KV blocks
 
 
@@ -59,7 +60,12 @@ class Continuous:
 
     def order(self, candidates: Sequence[ServerSession], now_s: float) -> list[ServerSession]:
         """See `Policy.order`."""
-        return sorted(candidates, key=lambda s: (s.num_uncached > 1, s.ready_since_s, s.opened_s, s.id))
+
+        def place(s: ServerSession) -> tuple[bool, float, float, str]:
+            is_young_prefill = s.num_uncached > 1 and now_s - s.ready_since_s < PREFILL_WAIT_S
+            return is_young_prefill, s.ready_since_s, s.opened_s, s.id
+
+        return sorted(candidates, key=place)
 
 
 POLICIES: dict[str, Callable[[], Policy]] = {"continuous": Continuous}
@@ -90,7 +96,7 @@ class Scheduler:
     def plan(self, now_s: float) -> BatchPlan:
         """The next pass; empty if nobody is due."""
         candidates = [session for session in self.sessions if self._is_candidate(session)]
-        memory = _Memory(self._kv, self.sessions, now_s)
+        memory = _Memory(self._kv, self.sessions, {s.id for s in candidates}, now_s)
         items: list[PassItem] = []
         num_left = self._config.max_pass_tokens
         for session in self._policy.order(candidates, now_s):
@@ -113,6 +119,7 @@ class Scheduler:
         """Apply the outcomes of a pass; one commit for each member that got tokens."""
         commits = []
         for item, outcome in zip(plan.items, outcomes, strict=True):
+            assert outcome.session == item.session, "outcomes come in the order of the plan"
             session = self._sessions[item.session]
             timing = Timing(
                 waited_us=round(1e6 * max(0.0, started_s - session.newest_input_s)),
@@ -136,7 +143,7 @@ class _Memory:
     as there are any; all others lose theirs when somebody needs them. What is left over takes draft tokens.
     """
 
-    def __init__(self, kv: KvAccount, sessions: Iterable[ServerSession], now_s: float) -> None:
+    def __init__(self, kv: KvAccount, sessions: Iterable[ServerSession], running: set[str], now_s: float) -> None:
         self._kv = kv
         self._num_free = kv.num_free
         self._num_spare = kv.num_blocks
@@ -146,7 +153,7 @@ class _Memory:
         for session in sorted(sessions, key=lambda s: (s.opened_s, s.id)):
             num_held = len(kv.blocks(session.id))
             need = max(num_held, self._num_blocks(session.num_committed + 1))
-            if need <= self._num_spare and (session.is_due or now_s - session.ready_since_s < KV_IDLE_S):
+            if need <= self._num_spare and (session.id in running or now_s - session.ready_since_s < KV_IDLE_S):
                 self._num_spare -= need
                 self._needs[session.id] = need
             elif num_held:

@@ -21,7 +21,19 @@ import numpy as np
 
 from wisp_plugin.coupling import count_accepted
 from wisp_plugin.errors import InvalidRequest
-from wisp_plugin.messages import Commit, Draft, Mode, Open, Origin, PassItem, PassOutcome, Status, Timing, Tokens
+from wisp_plugin.messages import (
+    Commit,
+    Draft,
+    Mode,
+    Open,
+    Origin,
+    Origins,
+    PassItem,
+    PassOutcome,
+    Status,
+    Timing,
+    Tokens,
+)
 
 
 @dataclass(slots=True)
@@ -185,13 +197,13 @@ class ServerSession:
         self.counts.accepted += int(np.count_nonzero(origin == Origin.ACCEPTED))
         self.num_cached = start + min(num_accepted, len(tokens))
         self._append(tokens, origin)
-        self._advance_buffer(tokens)
+        self._advance_buffer(tokens, item.num_draft_tokens)
         self._round_armed = False
         self.ready_since_s = self.newest_input_s = now_s
         logprobs = None if outcome.logprobs is None else outcome.logprobs[: len(tokens)]
         return Commit(self.id, start, tokens, origin, self.status, timing, logprobs)
 
-    def _until_end(self, chosen: Tokens, num_accepted: int, num_drafts: int) -> tuple[Tokens, np.ndarray]:
+    def _until_end(self, chosen: Tokens, num_accepted: int, num_drafts: int) -> tuple[Tokens, Origins]:
         """Cut `chosen` behind the first EOS or at the length limit, name origins, and set the status."""
         own = Origin.DECODED if num_drafts == 0 else Origin.BONUS if num_accepted == num_drafts else Origin.CORRECTION
         length = min(len(chosen), self.opened.end - self.num_committed)
@@ -205,7 +217,7 @@ class ServerSession:
         origin[num_accepted:] = own
         return chosen[:length], origin
 
-    def _advance_buffer(self, tokens: Tokens) -> None:
+    def _advance_buffer(self, tokens: Tokens, num_verified: int) -> None:
         """Compare what was committed with the head of the buffer: equal drops the head, different breaks."""
         if self._chain_end is None:
             return
@@ -213,9 +225,10 @@ class ServerSession:
         if head == tokens[: len(head)].tolist():
             del self._buffer[: len(head)]
         else:
+            del self._buffer[: max(num_verified, len(tokens))]  # verified, or the one that the own token contradicts
             self._break_chain()
 
-    def _append(self, tokens: Tokens, origin: np.ndarray | Origin) -> None:
+    def _append(self, tokens: Tokens, origin: Origins | Origin) -> None:
         end = self.num_committed + len(tokens)
         self._tokens[self.num_committed : end] = tokens
         self._origin[self.num_committed : end] = origin

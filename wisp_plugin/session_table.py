@@ -30,6 +30,10 @@ class SessionTable:
         """Sessions with a stream."""
         return len(self._attached)
 
+    def is_attached(self, session_id: str) -> bool:
+        """True if the session has a stream."""
+        return session_id in self._attached
+
     def attached(self) -> list[tuple[ServerSession, Reply]]:
         """Sessions with a stream, and the stream."""
         return list(self._attached.values())

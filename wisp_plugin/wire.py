@@ -22,6 +22,8 @@ from wisp_plugin.wire_values import Array, Parameter
 
 Request = Open | Draft | Close
 
+UNAVAILABLE = "unavailable: "  # begins errors that are about the server's state: opening again later may help
+
 _SAMPLING_PARAMETERS = {"seed", "temperature", "top_k", "top_p", "repetition_penalty"}
 _SESSION_PARAMETERS = {"prompt_len", "max_new_tokens", "eos_token_ids", "ignore_eos", "mode", "logprobs", "vocab_hash"}
 _OPEN_PARAMETERS = frozenset({"op", "protocol", "ttft_ms", "tpot_ms"} | _SAMPLING_PARAMETERS | _SESSION_PARAMETERS)
@@ -57,9 +59,11 @@ def decode_request(parameters: Mapping[str, Parameter], tensors: Mapping[str, Ar
     op = parameters.get("op")
     protocol = parameters.get("protocol", PROTOCOL_VERSION if op != "open" else None)
     if op not in ("open", "draft", "close"):
-        raise InvalidRequest(f"parameter 'op' is {op!r}; allowed: 'open', 'draft', 'close'")
+        raise InvalidRequest(f"parameter 'op' is {values.shown(op)}; allowed: 'open', 'draft', 'close'")
     if str(protocol) != str(PROTOCOL_VERSION):
-        raise InvalidRequest(f"parameter 'protocol' is {protocol!r}; this server speaks protocol {PROTOCOL_VERSION}")
+        raise InvalidRequest(
+            f"parameter 'protocol' is {values.shown(protocol)}; this server speaks protocol {PROTOCOL_VERSION}"
+        )
     allowed = _OPEN_PARAMETERS if op == "open" else _OTHER_PARAMETERS
     unknown = sorted(name for name in parameters if name not in allowed and not name.startswith("triton_"))
     if unknown:
@@ -125,6 +129,8 @@ def _decode_draft(session: str, tensors: Mapping[str, Array], limits: WireLimits
         if len(survival) != len(tokens):
             raise InvalidRequest(f"tensor 'SURVIVAL' has {len(survival)} elements; 'DRAFT' has {len(tokens)}")
     next_us = values.scalar(tensors, "NEXT_US", np.int32) if "NEXT_US" in tensors else -1
+    if next_us < -1:
+        raise InvalidRequest(f"NEXT_US is {next_us}; allowed: -1 (none before a commit) or more")
     return Draft(session, start, seen, tokens, survival, next_us)
 
 
@@ -144,6 +150,8 @@ def encode_request(request: Request, vocab_hash: str = "") -> tuple[dict[str, Pa
             tensors["SURVIVAL"] = np.asarray(request.survival, np.uint8)
         return {"op": "draft"}, tensors
     sampling = request.sampling
+    if sampling.banned_token_ids:
+        raise InvalidRequest("banned tokens cannot be sent: the protocol has no parameter for them")
     parameters: dict[str, Parameter] = {
         "op": "open",
         "protocol": PROTOCOL_VERSION,
@@ -202,6 +210,8 @@ def decode_commit(tensors: Mapping[str, Array]) -> Commit:
     timing, load = values.vector(tensors, "TIMING_US", np.int64), values.vector(tensors, "LOAD", np.float32)
     status = values.scalar(tensors, "STATUS", np.int32)
     if len(tokens) != len(origin) or len(timing) != 4 or len(load) != 2 or status not in set(Status):
+        raise InvalidRequest("a commit of unexpected form; is the server of another protocol version?")
+    if "LOGPROBS" in tensors and len(tensors["LOGPROBS"]) != len(tokens):
         raise InvalidRequest("a commit of unexpected form; is the server of another protocol version?")
     if len(origin) and int(origin.max()) > max(Origin):
         raise InvalidRequest(f"a commit with ORIGIN {int(origin.max())}; allowed: 0 to {int(max(Origin))}")

@@ -24,6 +24,12 @@ _INTEGER_FORM = re.compile(r"[+-]?[0-9]{1,20}")
 # -- tensors ----------------------------------------------------------------------------------------------------
 
 
+def shown(value: object) -> str:
+    """`value` in an error message: its first 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
 def vector(tensors: Mapping[str, Array], name: str, dtype: type[np.generic]) -> Array:
     """Tensor `name` as a contiguous one-dimensional array of `dtype`."""
     if name not in tensors:
@@ -48,7 +54,8 @@ def session(tensors: Mapping[str, Array], *, may_be_empty: bool) -> str:
     array = tensors.get("SESSION")
     if array is None or array.dtype != np.object_ or array.shape != (1,):
         raise InvalidRequest("tensor 'SESSION' must be BYTES[1]")
-    raw = array[0].encode() if isinstance(array[0], str) else bytes(array[0])
+    element = array[0].encode(errors="replace") if isinstance(array[0], str) else array[0]
+    raw = element if isinstance(element, bytes) else b"?"
     if not raw and may_be_empty:
         return ""
     if not _SESSION_FORM.fullmatch(raw):
@@ -74,7 +81,7 @@ def integer(parameters: Mapping[str, Parameter], name: str, default: int, low: i
     value = parameters.get(name, default)
     is_whole = isinstance(value, int) or (isinstance(value, str) and _INTEGER_FORM.fullmatch(value) is not None)
     if isinstance(value, bool) or not is_whole or not low <= int(value) <= high:
-        raise InvalidRequest(f"parameter {name!r} is {value!r}; allowed: a whole number from {low} to {high}")
+        raise InvalidRequest(f"parameter {name!r} is {shown(value)}; allowed: a whole number from {low} to {high}")
     return int(value)
 
 
@@ -83,10 +90,10 @@ def number(parameters: Mapping[str, Parameter], name: str, default: float, low: 
     value = parameters.get(name, default)
     try:
         result = math.nan if isinstance(value, bool) else float(value)
-    except ValueError:
+    except (TypeError, ValueError, OverflowError):
         result = math.nan
     if not low <= result <= high:
-        raise InvalidRequest(f"parameter {name!r} is {value!r}; allowed: a number from {low:g} to {high:g}")
+        raise InvalidRequest(f"parameter {name!r} is {shown(value)}; allowed: a number from {low:g} to {high:g}")
     return result
 
 
@@ -97,7 +104,7 @@ def boolean(parameters: Mapping[str, Parameter], name: str) -> bool:
         return value
     text = str(value).lower()
     if text not in ("true", "false", "0", "1"):
-        raise InvalidRequest(f"parameter {name!r} is {value!r}; allowed: true, false")
+        raise InvalidRequest(f"parameter {name!r} is {shown(value)}; allowed: true, false")
     return text in ("true", "1")
 
 
@@ -116,7 +123,7 @@ def mode(parameters: Mapping[str, Parameter]) -> Mode:
     """Parameter `mode`."""
     value = parameters.get("mode", Mode.FREE.value)
     if value not in (Mode.FREE.value, Mode.SYNC.value):
-        raise InvalidRequest(f"parameter 'mode' is {value!r}; allowed: 'free', 'sync'")
+        raise InvalidRequest(f"parameter 'mode' is {shown(value)}; allowed: 'free', 'sync'")
     return Mode(value)
 
 
@@ -134,7 +141,9 @@ def sampling(parameters: Mapping[str, Parameter], vocab_size: int) -> Sampling:
 def _temperature(parameters: Mapping[str, Parameter]) -> float:
     value = number(parameters, "temperature", 0.0, 0.0, 100.0)
     if 0.0 < value < 1e-3:
-        raise InvalidRequest(f"parameter 'temperature' is {value!r}; allowed: 0 (greedy) or a number from 0.001 to 100")
+        raise InvalidRequest(
+            f"parameter 'temperature' is {shown(value)}; allowed: 0 (greedy) or a number from 0.001 to 100"
+        )
     return value
 
 
@@ -143,5 +152,6 @@ def check_vocab_hash(parameters: Mapping[str, Parameter], server_hash: str) -> N
     client_hash = str(parameters.get("vocab_hash", ""))
     if client_hash and server_hash and client_hash != server_hash:
         raise InvalidRequest(
-            f"the client's tokenizer differs: its vocab_hash is {client_hash[:64]}, the server's {server_hash}"
+            f"the client's tokenizer differs: its vocab_hash is {' '.join(client_hash[:64].split())}, "
+            f"the server's {server_hash}"
         )
