@@ -1,0 +1,219 @@
+"""Attention for one packed row `[1, T]`: the new tokens of many sessions side by side, without padding.
+
+Registered with transformers under `PACKED_ATTENTION`; the pass travels as the keyword argument
+`packed_pass` of `model(...)`. Per layer it stores the new keys and values, then every session attends to its own
+cached and new tokens, causally. Two implementations give the same result:
+
+    looped    one call per session on views of the KV memory; best on a CPU, where a call is cheap and a copy is not
+    gathered  one call per group of sessions with equal query length, on a gathered copy; best on a GPU
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from triton_models.kv_cache import KvCache, SlotView
+
+PACKED_ATTENTION = "wisp_packed"
+_MIN_GATHERED_QUERY = 16  # shorter queries (drafts) are padded to one group
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """New tokens of one session in the packed row; with them its KV is `num_tokens` long."""
+
+    session: str
+    num_cached: int
+    num_tokens: int
+
+    @property
+    def num_new_tokens(self) -> int:
+        """Query length."""
+        return self.num_tokens - self.num_cached
+
+
+@dataclass(frozen=True, slots=True)
+class _Looped:
+    """One session: rows `start` to `end` attend to `view`. `mask` is additive `[1, 1, K, S]`, None if not needed."""
+
+    start: int
+    end: int
+    view: SlotView
+    mask: torch.Tensor | None
+    is_causal: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Gathered:
+    """A group of B sessions, padded to K queries and S keys.
+
+    `queries` int64 `[B, K]`: row of each query (0 where padded); `table` int64 `[B, S]`: slot of each key (0 where
+    padded); `mask` additive `[B, 1, G * K, S]`; `rows` int64 `[N]` and `sources` int64 `[N]`: output row n comes
+    from place `sources[n]` of the flattened `[B * K]`.
+    """
+
+    queries: torch.Tensor
+    table: torch.Tensor
+    mask: torch.Tensor
+    rows: torch.Tensor
+    sources: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PackedPass:
+    """Index tensors of one pass, the same for all layers."""
+
+    cache: KvCache
+    write_slots: torch.Tensor  # int64 [T]
+    parts: tuple[_Looped, ...] | tuple[_Gathered, ...]
+
+
+def build_pass(
+    cache: KvCache, spans: Sequence[Span], dtype: torch.dtype, num_query_groups: int, gather: bool
+) -> PackedPass:
+    """Indices for `spans`, in row order. `cache.pool` must hold `num_tokens` of each session already.
+
+    `dtype` is the queries' (masks have it too); `num_query_groups` the query heads per KV head.
+    """
+    slots = [cache.slots(span.session) for span in spans]
+    new_slots = [all_slots[span.num_cached :] for span, all_slots in zip(spans, slots, strict=True)]
+    write_slots = torch.from_numpy(np.concatenate(new_slots)).to(cache.device)
+    starts = np.cumsum([0, *(span.num_new_tokens for span in spans)])
+    parts: list[Any] = []
+    if gather:
+        groups: dict[int, list[int]] = {}
+        for i, span in enumerate(spans):
+            groups.setdefault(_gather_key(span.num_new_tokens), []).append(i)
+        for members in groups.values():
+            part = [(int(starts[i]), spans[i], slots[i]) for i in members]
+            parts.append(_build_gathered(part, cache.device, dtype, num_query_groups))
+    else:
+        for span, start in zip(spans, starts, strict=False):
+            mask = None
+            if span.num_cached and span.num_new_tokens > 1:
+                allowed = _causal(span, span.num_new_tokens, span.num_tokens)
+                mask = _additive(allowed, cache.device, dtype)[None, None]
+            is_causal = not span.num_cached and span.num_new_tokens > 1
+            end = int(start) + span.num_new_tokens
+            parts.append(_Looped(int(start), end, cache.view(span.session), mask, is_causal))
+    return PackedPass(cache, write_slots, tuple(parts))
+
+
+def _gather_key(num_new_tokens: int) -> int:
+    """Group of a query length: 1, up to 16, then powers of two, so that padding at most doubles a long query."""
+    return 1 if num_new_tokens == 1 else max(_MIN_GATHERED_QUERY, 1 << (num_new_tokens - 1).bit_length())
+
+
+def _build_gathered(
+    members: Sequence[tuple[int, Span, np.ndarray]], device: torch.device, dtype: torch.dtype, num_query_groups: int
+) -> _Gathered:
+    """Padded indices of one group; a member is its first row, its span and its slots."""
+    num_queries = max(span.num_new_tokens for _, span, _ in members)
+    num_keys = max(span.num_tokens for _, span, _ in members)
+    queries = np.zeros((len(members), num_queries), dtype=np.int64)
+    table = np.zeros((len(members), num_keys), dtype=np.int64)
+    allowed = np.zeros((len(members), num_queries, num_keys), dtype=bool)
+    rows, sources = [], []
+    for b, (start, span, slots) in enumerate(members):
+        own_rows = np.arange(start, start + span.num_new_tokens)
+        queries[b, : len(own_rows)] = own_rows
+        table[b, : span.num_tokens] = slots
+        allowed[b] = _causal(span, num_queries, num_keys)
+        rows.append(own_rows)
+        sources.append(b * num_queries + np.arange(len(own_rows)))
+    mask = _additive(allowed, device, dtype)[:, None].repeat(1, 1, num_query_groups, 1)
+    index = [np.concatenate(rows), np.concatenate(sources)]
+    moved = [torch.from_numpy(array).to(device) for array in (queries, table, *index)]
+    return _Gathered(moved[0], moved[1], mask, moved[2], moved[3])
+
+
+def _causal(span: Span, num_queries: int, num_keys: int) -> np.ndarray:
+    """bool `[num_queries, num_keys]`: query i stands at `num_cached + i`; padded ones see what the last sees."""
+    positions = np.minimum(span.num_cached + np.arange(num_queries), span.num_tokens - 1)
+    return np.arange(num_keys)[None, :] <= positions[:, None]
+
+
+def _additive(allowed: np.ndarray, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """0 where `allowed`, else minus infinity: sdpa would otherwise convert a boolean mask again in every layer."""
+    mask = torch.zeros(allowed.shape, dtype=dtype)
+    return mask.masked_fill_(torch.from_numpy(~allowed), float("-inf")).to(device)
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    packed_pass: PackedPass | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention interface: `query` `[1, Hq, T, D]`, `key`/`value` `[1, Hkv, T, D]` -> `[1, T, Hq, D]`.
+
+    Raises ValueError without a pass, or for a kind of attention that this function does not compute.
+    """
+    if packed_pass is None or attention_mask is not None:
+        raise ValueError("packed attention needs `packed_pass` and no attention mask")
+    if sliding_window is not None or softcap is not None or s_aux is not None:
+        raise ValueError("packed attention has no sliding window, no soft cap and no attention sinks")
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    packed_pass.cache.write(layer, packed_pass.write_slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
+    output = query.new_empty((1, query.shape[2], query.shape[1], query.shape[3]))
+    for part in packed_pass.parts:
+        if isinstance(part, _Looped):
+            _attend_looped(packed_pass.cache, layer, part, query, output, scaling)
+        else:
+            _attend_gathered(packed_pass.cache, layer, part, query, output, scaling)
+    return output, None
+
+
+def _attend_looped(
+    cache: KvCache, layer: int, part: _Looped, query: torch.Tensor, output: torch.Tensor, scaling: float | None
+) -> None:
+    """One session; sdpa on a CPU handles grouped queries and strided views without a copy."""
+    keys, values = cache.read(layer, part.view)
+    output[:, part.start : part.end] = F.scaled_dot_product_attention(
+        query[:, :, part.start : part.end],
+        keys.transpose(0, 1).unsqueeze(0),
+        values.transpose(0, 1).unsqueeze(0),
+        attn_mask=part.mask,
+        is_causal=part.is_causal,
+        scale=scaling,
+        enable_gqa=True,
+    ).transpose(1, 2)
+
+
+def _attend_gathered(
+    cache: KvCache, layer: int, part: _Gathered, query: torch.Tensor, output: torch.Tensor, scaling: float | None
+) -> None:
+    """One group. The G query heads of a KV head become G * K queries of it: on CUDA `enable_gqa` together with a
+    mask would fall back to the slow kernel, and repeating the keys would copy them G times."""
+    keys, values = cache.gather(layer, part.table)
+    batch, num_queries = part.queries.shape
+    num_heads, num_kv_heads, head_dim = query.shape[1], keys.shape[2], query.shape[3]
+    grouped = query[0].transpose(0, 1)[part.queries]  # [B, K, Hq, D]
+    grouped = grouped.unflatten(2, (num_kv_heads, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)  # [B, Hkv, G * K, D]
+    attended = F.scaled_dot_product_attention(
+        grouped, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=part.mask, scale=scaling
+    )
+    attended = attended.unflatten(2, (-1, num_queries)).permute(0, 3, 1, 2, 4)  # [B, K, Hkv, G, D]
+    output[0].index_copy_(0, part.rows, attended.reshape(batch * num_queries, num_heads, head_dim)[part.sources])
+
+
+def _no_mask(*_args: Any, **_kwargs: Any) -> None:
+    """Masks are part of the pass."""
+
+
+AttentionInterface.register(PACKED_ATTENTION, packed_attention)
+AttentionMaskInterface.register(PACKED_ATTENTION, _no_mask)
