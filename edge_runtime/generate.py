@@ -1,0 +1,142 @@
+"""`wisp-edge generate` and `wisp-edge chat`: text in, streamed text out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_runtime.client import EdgeClient
+from edge_runtime.drafter import Drafter
+from edge_runtime.tokenizer import StopMatcher, TextStream, Tokenizer
+from edge_runtime.transport import GrpcStream, TlsFiles
+from wisp_plugin.controller import FixedAhead
+from wisp_plugin.edge_session import EdgeSession, EdgeStats
+from wisp_plugin.errors import ConfigError, InvalidRequest
+from wisp_plugin.home import default_draft_dir
+from wisp_plugin.messages import Mode, Open, Sampling, Slo, Tokens
+from wisp_plugin.vocabulary import vocab_hash
+from wisp_plugin.wire import new_session_id
+from wisp_plugin.wire_values import sampling as checked_sampling
+
+
+@dataclass(slots=True)
+class Device:
+    """What the commands share between prompts: tokenizer, draft model, options."""
+
+    args: argparse.Namespace
+    folder: Path
+    tokenizer: Tokenizer
+    drafter: Drafter | None
+
+    @classmethod
+    def load(cls, args: argparse.Namespace) -> Device:
+        """Load what `args` name. Raises ModelError or ConfigError."""
+        folder = default_draft_dir(args.draft) if args.draft in ("int8", "int4") else Path(args.draft)
+        tokenizer = Tokenizer.load(folder)
+        drafter = None if args.no_draft else Drafter.load(folder, num_threads=args.threads)
+        return cls(args, folder, tokenizer, drafter)
+
+    def chat_tokens(self, messages: list[dict[str, str]]) -> Tokens:
+        """`messages` in the model's chat template, which brings its special tokens itself."""
+        return self.tokenizer.encode(self.tokenizer.chat_prompt(messages), add_special_tokens=False)
+
+    def client(self, prompt: Tokens) -> EdgeClient:
+        """A client for one session behind `prompt`."""
+        args = self.args
+        if not len(prompt):
+            raise ConfigError("the prompt is empty; it must have at least one token")
+        if not 0 < args.max_new_tokens <= 1_000_000:
+            raise ConfigError(f"--max-new-tokens is {args.max_new_tokens}; allowed: 1 or more")
+        opened = Open(
+            session=new_session_id(),
+            tokens=prompt,
+            prompt_len=len(prompt),
+            max_new_tokens=args.max_new_tokens,
+            sampling=_sampling(args, self.tokenizer.vocab_size),
+            slo=Slo(ttft_ms=2_000.0, tpot_ms=200.0),
+            mode=Mode(args.mode),
+            eos_token_ids=() if args.ignore_eos else self.tokenizer.eos_token_ids,
+        )
+        limit = self.drafter.max_context_tokens if self.drafter else None
+        session = EdgeSession(
+            opened, FixedAhead(0 if args.no_draft else args.draft_length), max_context_tokens=limit
+        )
+        tls = TlsFiles(*(Path(p) if p else None for p in (args.ca, args.cert, args.key)))
+        transport = GrpcStream(args.server, tls if args.tls else None, vocab_hash(self.folder))
+        return EdgeClient(opened, session, transport, self.drafter)
+
+    def stream(self, client: EdgeClient) -> Iterator[str]:
+        """The text of the session as it becomes final, up to the first stop string."""
+        text, stops = TextStream(self.tokenizer), StopMatcher(self.args.stop)
+        try:
+            for tokens in client.run():
+                yield stops.push(text.push(tokens))
+                if stops.stopped:
+                    return
+            yield stops.push(text.flush()) + stops.flush()
+        finally:
+            client.close()
+
+
+def _sampling(args: argparse.Namespace, vocab_size: int) -> Sampling:
+    values = {name: getattr(args, name) for name in ("seed", "temperature", "top_k", "top_p", "repetition_penalty")}
+    try:
+        return checked_sampling(values, vocab_size)
+    except InvalidRequest as error:
+        raise ConfigError(str(error)) from None
+
+
+def generate(args: argparse.Namespace) -> int:
+    """One prompt, one text on standard output."""
+    device = Device.load(args)
+    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    as_chat = [{"role": "user", "content": prompt}]
+    client = device.client(device.chat_tokens(as_chat) if args.chat else device.tokenizer.encode(prompt))
+    _print_stream(device, client, args.stats)
+    return 0
+
+
+def chat(args: argparse.Namespace) -> int:
+    """Lines from standard input, answers to standard output, until the end of input or /quit."""
+    device = Device.load(args)
+    messages = [{"role": "system", "content": args.system}] if args.system else []
+    print("Type a message; /quit or Ctrl-D leaves.", file=sys.stderr)
+    while True:
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            return 0
+        if line == "/quit":
+            return 0
+        if not line:
+            continue
+        messages.append({"role": "user", "content": line})
+        client = device.client(device.chat_tokens(messages))
+        messages.append({"role": "assistant", "content": _print_stream(device, client, args.stats)})
+
+
+def _print_stream(device: Device, client: EdgeClient, with_stats: bool) -> str:
+    started_s = time.monotonic()
+    parts = []
+    for part in device.stream(client):
+        print(part, end="", flush=True)
+        parts.append(part)
+    print(flush=True)
+    if with_stats:
+        _print_stats(client.session.stats, time.monotonic() - started_s)
+    return "".join(parts)
+
+
+def _print_stats(stats: EdgeStats, elapsed_s: float) -> None:
+    resolved = stats.num_accepted + stats.num_corrections
+    print(
+        f"{stats.num_committed} tokens in {elapsed_s:.2f} s: {stats.num_committed / elapsed_s:.1f} tokens/s, "
+        f"{stats.tokens_per_pass:.2f} tokens per pass; drafted {stats.num_drafted}, accepted {stats.num_accepted}, "
+        f"rejected {stats.num_corrections} of {resolved} compared; WDT share {stats.wdt_share:.2f}"
+        + (f"; opened again {stats.num_reopened} times" if stats.num_reopened else ""),
+        file=sys.stderr,
+    )

@@ -1,0 +1,188 @@
+"""The way to the server: `VerifyTransport`, and its form over Triton's gRPC stream (one stream per device).
+
+`tritonclient` runs the stream in threads of its own and calls back; here its results are decoded and put into a
+queue, so that the drafting thread only ever looks into that queue.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import tritonclient.grpc as triton
+
+from wisp_plugin.errors import ConfigError, RequestRefused, TransportError, WispError
+from wisp_plugin.messages import Close, Commit, Draft, Open
+from wisp_plugin.wire import UNAVAILABLE, decode_commit, encode_request
+
+VERIFIER_MODEL = "wisp_verifier"
+CONNECT_S = 5.0  # limit of waiting for the server's first answer
+CLOSE_S = 1.0  # limit of waiting for the server's end of the stream
+_TRITON_DTYPES = {"int32": "INT32", "uint8": "UINT8", "object": "BYTES"}
+_COMMIT_OUTPUTS = (
+    "SESSION", "START", "TOKENS", "ORIGIN", "LOGPROBS", "TIMING_US", "LOAD", "STATUS", "RETRY_AFTER_MS",
+)  # fmt: skip
+
+
+class VerifyTransport(Protocol):
+    """Moves messages of one session to the server and its commits back."""
+
+    def open(self, message: Open) -> None:
+        """Connect, if need be anew, and start or resume the session. Raises TransportError."""
+
+    def send(self, message: Draft | Close) -> None:
+        """Send without waiting for an answer. Raises TransportError if the connection is known to be lost."""
+
+    def receive(self, timeout_s: float) -> Commit | None:
+        """The next commit; None if there is none within `timeout_s`.
+
+        Raises:
+            TransportError: the connection broke; `open` may be called again.
+            RequestRefused: the server answered a request with an error.
+        """
+
+    def close(self) -> None:
+        """Leave; the server unschedules what is still running."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files for TLS: the authority that signed the server, and the client's own pair for mutual TLS."""
+
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+
+    def __post_init__(self) -> None:
+        for path in (self.ca, self.cert, self.key):
+            if path is not None and not path.is_file():
+                raise ConfigError(f"TLS file {path} does not exist")
+        if (self.cert is None) != (self.key is None):
+            raise ConfigError("a TLS client certificate needs both --cert and --key")
+
+
+class GrpcStream:
+    """A session's bidirectional stream to `wisp_verifier` on a Triton server."""
+
+    def __init__(
+        self, server: str, tls: TlsFiles | None = None, vocab_hash: str = "", keepalive_s: float = 20.0
+    ) -> None:
+        """`server` is HOST:PORT of Triton's gRPC endpoint."""
+        self._server = server
+        self._tls = tls
+        self._vocab_hash = vocab_hash
+        self._keepalive_s = keepalive_s
+        self._client: triton.InferenceServerClient | None = None
+        self._inbox: queue.SimpleQueue[Commit | WispError] = queue.SimpleQueue()
+
+    def open(self, message: Open) -> None:
+        """See `VerifyTransport.open`."""
+        self.close()
+        # A fresh queue: whatever the old stream still delivers ends up in the old one.
+        inbox = self._inbox = queue.SimpleQueue()
+        self._client = self._connect()
+        self._check_ready(self._client)
+        self._client.start_stream(callback=lambda result, error: inbox.put(_decode(result, error)))
+        self._post(message)
+
+    def _connect(self) -> triton.InferenceServerClient:
+        alive = triton.KeepAliveOptions(
+            keepalive_time_ms=int(1e3 * self._keepalive_s),
+            keepalive_timeout_ms=int(1e3 * self._keepalive_s / 2),
+            keepalive_permit_without_calls=False,
+            http2_max_pings_without_data=0,
+        )
+        tls = self._tls or TlsFiles()
+        try:
+            return triton.InferenceServerClient(
+                url=self._server,
+                ssl=self._tls is not None,
+                root_certificates=str(tls.ca) if tls.ca else None,
+                certificate_chain=str(tls.cert) if tls.cert else None,
+                private_key=str(tls.key) if tls.key else None,
+                keepalive_options=alive,
+            )
+        except (triton.InferenceServerException, OSError, ValueError) as error:
+            raise TransportError(f"cannot connect to {self._server}: {_one_line(error)}") from None
+
+    def _check_ready(self, client: triton.InferenceServerClient) -> None:
+        """A stream connects lazily: ask first, so that a server that is not there is noticed here."""
+        try:
+            ready = client.is_model_ready(VERIFIER_MODEL, client_timeout=CONNECT_S)
+        except triton.InferenceServerException as error:
+            raise TransportError(f"no server at {self._server}: {_one_line(error)}") from None
+        if not ready:
+            raise TransportError(f"the server at {self._server} has no model {VERIFIER_MODEL!r} ready")
+
+    def send(self, message: Draft | Close) -> None:
+        """See `VerifyTransport.send`."""
+        self._post(message)
+
+    def _post(self, message: Open | Draft | Close) -> None:
+        if self._client is None:
+            raise TransportError("the stream is not open")
+        parameters, tensors = encode_request(message, self._vocab_hash)
+        inputs = [_as_input(name, array) for name, array in tensors.items()]
+        outputs = [triton.InferRequestedOutput(name) for name in _COMMIT_OUTPUTS] if isinstance(message, Open) else None
+        try:
+            self._client.async_stream_infer(
+                VERIFIER_MODEL, inputs, outputs=outputs, request_id=message.session[:8], parameters=parameters
+            )
+        except triton.InferenceServerException as error:
+            raise TransportError(f"the connection to {self._server} is lost: {_one_line(error)}") from None
+
+    def receive(self, timeout_s: float) -> Commit | None:
+        """See `VerifyTransport.receive`."""
+        try:
+            item = self._inbox.get(timeout=timeout_s) if timeout_s > 0 else self._inbox.get_nowait()
+        except queue.Empty:
+            return None
+        if isinstance(item, WispError):
+            raise item
+        return item
+
+    def close(self) -> None:
+        """See `VerifyTransport.close`.
+
+        Ends the stream by half-closing it, and by cancelling only if the server does not end it in turn: Triton
+        before 25.04 can crash when a cancellation meets a response (server issues 7368 and 8034).
+        """
+        client, self._client = self._client, None
+        if client is None:
+            return
+        ending = threading.Thread(target=client.stop_stream, daemon=True)
+        ending.start()
+        ending.join(CLOSE_S)
+        if ending.is_alive():
+            client.stop_stream(cancel_requests=True)  # `client.close` alone would wait for the session's end
+        client.close()
+
+
+def _as_input(name: str, array: np.ndarray[Any, np.dtype[Any]]) -> triton.InferInput:
+    tensor = triton.InferInput(name, list(array.shape), _TRITON_DTYPES[array.dtype.name])
+    tensor.set_data_from_numpy(array)
+    return tensor
+
+
+def _decode(result: triton.InferResult | None, error: Exception | None) -> Commit | WispError:
+    """What a callback of the stream brought, as a commit or as the error to raise in `receive`."""
+    if error is not None:
+        # An error of the stream itself carries a gRPC status; an answer to one request does not.
+        broken = getattr(error, "status", lambda: None)() is not None
+        text = _one_line(error)
+        return TransportError(text) if broken or UNAVAILABLE in text else RequestRefused(text)
+    assert result is not None
+    tensors = {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
+    try:
+        return decode_commit({name: array for name, array in tensors.items() if array is not None})
+    except WispError as failure:
+        return TransportError(str(failure))
+
+
+def _one_line(error: Exception) -> str:
+    text = error.message() if isinstance(error, triton.InferenceServerException) else str(error)
+    return " ".join(str(text).split())[:300]
