@@ -1,0 +1,109 @@
+"""Live runs for the benchmarks: a real tritonserver, real edge clients, and what the server counted meanwhile."""
+
+from __future__ import annotations
+
+import re
+import time
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edge_runtime.client import EdgeClient, TokenDrafter
+from edge_runtime.transport import GrpcStream
+from triton_models.server_process import ServerProcess
+from wisp_plugin.controller import FixedAhead
+from wisp_plugin.edge_session import EdgeSession, EdgeStats
+from wisp_plugin.messages import Commit, Mode, Open, Sampling, Slo, Tokens
+from wisp_plugin.wire import new_session_id
+
+_COUNTER = re.compile(r"^(wisp_\w+_total)(?:\{[^}]*\})? ([0-9.e+]+)$", re.MULTILINE)
+SETTLE_S = 0.6  # the engine publishes its totals a few times per second
+
+
+@dataclass(frozen=True, slots=True)
+class Drafting:
+    """How a device drafts; without a drafter it is a thin client."""
+
+    drafter: TokenDrafter | None = None
+    mode: Mode = Mode.FREE
+    max_ahead: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class SessionResult:
+    """What one session gave."""
+
+    tokens: Tokens
+    stats: EdgeStats
+    elapsed_s: float
+    first_token_s: float
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Committed tokens per second, from the open to the last commit."""
+        return self.stats.num_committed / self.elapsed_s
+
+
+def make_open(
+    prompt: Tokens, max_new_tokens: int, mode: Mode, sampling: Sampling, eos_token_ids: tuple[int, ...] = ()
+) -> Open:
+    """An open of a fresh session. Without `eos_token_ids` it runs to its length."""
+    return Open(
+        session=new_session_id(),
+        tokens=prompt,
+        prompt_len=len(prompt),
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        slo=Slo(ttft_ms=2_000.0, tpot_ms=200.0),
+        mode=mode,
+        eos_token_ids=eos_token_ids,
+    )
+
+
+def run_session(
+    server: str,
+    opened: Open,
+    drafting: Drafting,
+    on_tokens: Callable[[Tokens], None] = lambda tokens: None,
+    on_commit: Callable[[Commit], None] = lambda commit: None,
+) -> SessionResult:
+    """One session from open to its final status, on the server at HOST:PORT."""
+    session = EdgeSession(opened, FixedAhead(drafting.max_ahead if drafting.drafter else 0))
+    client = EdgeClient(opened, session, GrpcStream(server), drafting.drafter, on_commit=on_commit)
+    started_s = time.monotonic()
+    first_token_s = 0.0
+    try:
+        for tokens in client.run():
+            first_token_s = first_token_s or time.monotonic() - started_s
+            on_tokens(tokens)
+        elapsed_s = time.monotonic() - started_s
+    finally:
+        client.close()
+    return SessionResult(session.generated.copy(), session.stats, elapsed_s, first_token_s)
+
+
+def server_totals(server: ServerProcess) -> dict[str, float]:
+    """The server's WISP counters by name, after it had time to publish them."""
+    time.sleep(SETTLE_S)
+    with urllib.request.urlopen(server.metrics_url, timeout=5.0) as response:
+        text = response.read().decode()
+    return {name.removeprefix("wisp_").removesuffix("_total"): float(value) for name, value in _COUNTER.findall(text)}
+
+
+@dataclass(frozen=True, slots=True)
+class ServerShare:
+    """What the server counted between two looks."""
+
+    passes: float
+    tokens_per_commit: float
+    acceptance_rate: float | None
+
+    @classmethod
+    def between(cls, before: dict[str, float], after: dict[str, float]) -> ServerShare:
+        """The difference of two `server_totals`."""
+        gone = {name: after[name] - before.get(name, 0.0) for name in after}
+        return cls(
+            passes=gone["passes"],
+            tokens_per_commit=gone["committed_tokens"] / max(1.0, gone["commits"]),
+            acceptance_rate=gone["accepted_tokens"] / gone["verified_tokens"] if gone["verified_tokens"] else None,
+        )

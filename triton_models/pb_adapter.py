@@ -1,0 +1,98 @@
+"""Between Triton's Python backend and the engine: the only importer of `triton_python_backend_utils`."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from wisp_plugin.engine import Engine
+from wisp_plugin.errors import InvalidRequest
+from wisp_plugin.messages import Commit
+from wisp_plugin.telemetry import Totals
+from wisp_plugin.wire import WireLimits, decode_request, encode_commit
+
+_FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+
+class TritonReply:
+    """`engine.Reply` over the response sender of a decoupled request."""
+
+    def __init__(self, request: Any) -> None:
+        self._sender = request.get_response_sender()
+
+    def send(self, commit: Commit) -> None:
+        """Stream a commit."""
+        tensors = [pb_utils.Tensor(name, array) for name, array in encode_commit(commit).items()]
+        self._sender.send(pb_utils.InferenceResponse(output_tensors=tensors))
+
+    def finish(self) -> None:
+        """End the stream; this flag alone is no response at the client."""
+        self._sender.send(flags=_FINAL)
+
+    def fail(self, message: str) -> None:
+        """End the request with a Triton error."""
+        self._sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(message)), flags=_FINAL)
+
+    def is_cancelled(self) -> bool:
+        """True if the client has left or cancelled."""
+        return bool(self._sender.is_cancelled())
+
+
+def submit(engine: Engine, request: Any, limits: WireLimits) -> None:
+    """Decode a Triton request and hand it to the engine; a malformed one is answered here."""
+    reply = TritonReply(request)
+    try:
+        parameters = json.loads(request.parameters() or "{}")
+        tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+        message = decode_request(parameters, tensors, limits)
+    except InvalidRequest as error:
+        reply.fail(str(error))
+        return
+    engine.submit(message, reply)
+
+
+class Metrics:
+    """The engine's totals on Triton's metrics endpoint, as Prometheus counters."""
+
+    def __init__(self) -> None:
+        # A family must live as long as its metrics, or they raise.
+        self._families = [
+            pb_utils.MetricFamily(name=name, description=text, kind=pb_utils.MetricFamily.COUNTER)
+            for name, text in Totals.descriptions().items()
+        ]
+        self._counters = [family.Metric(labels={}) for family in self._families]
+        self._told = [0.0] * len(self._counters)
+
+    def publish(self, totals: Totals) -> None:
+        """Add what has come since the last call."""
+        for i, value in enumerate(totals.values()):
+            if value > self._told[i]:
+                self._counters[i].increment(value - self._told[i])
+                self._told[i] = value
+
+
+def unload(model_name: str) -> None:
+    """Have Triton unload a model, this one included. Raises if the server is not under explicit model control."""
+    pb_utils.unload_model(model_name)
+
+
+def fail_load(message: str) -> Exception:
+    """The exception with which a model refuses to load."""
+    return pb_utils.TritonModelException(message)  # type: ignore[no-any-return]
+
+
+class TritonLogHandler(logging.Handler):
+    """Python logging into Triton's log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See `logging.Handler.emit`."""
+        text = self.format(record)
+        if record.levelno >= logging.ERROR:
+            pb_utils.Logger.log_error(text)
+        elif record.levelno >= logging.WARNING:
+            pb_utils.Logger.log_warn(text)
+        else:
+            pb_utils.Logger.log_info(text)
