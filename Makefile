@@ -18,6 +18,16 @@ TORCH := torch==2.13.0
 EXTRAS := edge,server,export,bench,dev
 PYTEST_ARGS ?=
 BENCH_ARGS ?= --quick
+# Debian keeps venv and the shared library of Python (tritonserver's Python backend is linked to it) in own packages.
+define NEEDED_PACKAGES
+import ctypes, importlib.util, sys
+version = "python%d.%d" % sys.version_info[:2]
+if not importlib.util.find_spec("ensurepip"): print(version + "-venv")
+try: ctypes.CDLL("lib" + version + ".so.1.0")
+except OSError:
+    if sys.prefix == "/usr": print("lib" + version)
+endef
+export NEEDED_PACKAGES
 say = @printf '\n== %s\n' "$(1)" >&2
 
 .PHONY: help setup demo test lint bench clean
@@ -61,10 +71,11 @@ $(VENV)/.created:
 	  if "$$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; \
 	    then python=$$candidate; break; fi; done; \
 	if [ -z "$$python" ]; then echo "make: no Python 3.11 or 3.12 found; name one with PYTHON=" >&2; exit 1; fi; \
-	if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
-	  echo "make: $$python cannot make virtual environments; on Debian and Ubuntu:" \
-	    "apt-get install python3-venv lib$$("$$python" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')" >&2; \
-	  exit 1; fi; \
+	needed=$$("$$python" -c "$$NEEDED_PACKAGES"); \
+	if [ -n "$$needed" ]; then \
+	  if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+	    echo "make: $$python lacks parts of Python; on Debian and Ubuntu: sudo apt-get install $$needed" >&2; exit 1; fi; \
+	  echo "installing $$needed" >&2; apt-get update -qq; apt-get install -y -qq --no-install-recommends $$needed >&2; fi; \
 	"$$python" -m venv $(VENV)
 	@touch $@
 

@@ -6,6 +6,8 @@ The rest (how many tokens to draft, when to stop, how to verify) is transformers
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,16 @@ class AssistedPeer:
         self._target = AutoModelForCausalLM.from_pretrained(target_dir, dtype=torch.float32)
         self._target.generation_config.eos_token_id = None  # to the length, as the sessions it is compared with
         self._assistant = OnnxAssistant(self._target.config, drafter)
+
+    def timed(self, max_new_tokens: int) -> Callable[[Tokens], tuple[Tokens, float]]:
+        """A function from a prompt to its tokens and tokens per second."""
+
+        def run(prompt: Tokens) -> tuple[Tokens, float]:
+            started_s = time.monotonic()
+            tokens = self.generate(prompt, max_new_tokens)
+            return tokens, len(tokens) / (time.monotonic() - started_s)
+
+        return run
 
     def generate(self, prompt: Tokens, max_new_tokens: int) -> Tokens:
         """The tokens behind `prompt`."""

@@ -12,7 +12,15 @@ from collections.abc import Callable
 
 import numpy as np
 
-from bench.live import Drafting, ServerShare, SessionResult, make_open, run_session, server_totals
+from bench.live import (
+    Drafting,
+    ServerShare,
+    SessionResult,
+    half_the_cores,
+    make_open,
+    run_session,
+    server_totals,
+)
 from bench.report import finish, print_table
 from edge_runtime.drafter import Drafter
 from edge_runtime.tokenizer import TextStream, Tokenizer
@@ -31,16 +39,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=96, metavar="N", help="[%(default)s]")
     parser.add_argument("--draft", choices=["int8", "int4"], default="int8", help="draft graph [%(default)s]")
     parser.add_argument("--mode", choices=["free", "sync"], default="free", help="[%(default)s]")
-    parser.add_argument("--draft-length", type=int, default=8, metavar="N", help="[%(default)s]")
+    parser.add_argument("--draft-length", type=int, default=12, metavar="N", help="[%(default)s]")
 
 
 def main(args: argparse.Namespace) -> int:
     """Run the demo; exit code 0 if both generations gave the same tokens."""
     folder = default_draft_dir(args.draft)
-    tokenizer, drafter = Tokenizer.load(folder), Drafter.load(folder)
+    num_threads = half_the_cores()
+    tokenizer, drafter = Tokenizer.load(folder), Drafter.load(folder, num_threads)
     prompt = tokenizer.encode(tokenizer.chat_prompt([{"role": "user", "content": args.prompt}]), add_special_tokens=False)
     drafting = Drafting(drafter, Mode(args.mode), args.draft_length)
-    with make_server() as server:
+    with make_server(settings={"num_threads": num_threads}) as server:
         print(f"tritonserver is ready: gRPC {server.grpc_url}, process {server.pid}", file=sys.stderr)
         for warm_up in (drafting, Drafting()):
             run_session(server.grpc_url, make_open(prompt, WARM_UP_TOKENS, warm_up.mode, Sampling()), warm_up)
@@ -79,7 +88,7 @@ def _printer(tokenizer: Tokenizer) -> Callable[[Tokens], None]:
 
 def _print(args: argparse.Namespace, rows: list[tuple[str, SessionResult, ServerShare]]) -> None:
     print_table(
-        f"{args.max_new_tokens} tokens at most, greedy, both sides on this machine",
+        f"{args.max_new_tokens} tokens at most, greedy, device and server on half the cores each",
         ["", "tokens/s", "tokens per pass", "acceptance rate", "WDT share", "first token, ms"],
         [
             [

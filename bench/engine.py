@@ -40,11 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", default="default", help="Hugging Face id or folder (default: the embedded model)")
     parser.add_argument("--rounds", type=int, default=15, help="repetitions of every measurement; medians are shown")
     parser.add_argument("--seed", type=int, default=0, help="of the contexts and lengths of the mixed pass")
+    parser.add_argument("--quick", action="store_true", help="5 repetitions")
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0: one per core")
 
 
 def main(args: argparse.Namespace) -> int:
     """Exit code 1 if a target is missed."""
+    if args.quick:
+        args.rounds = 5
     figures = run(args)
     missed = report.check_targets(figures, TARGETS)
     config = {"target": args.target, "rounds": args.rounds, "threads": torch.get_num_threads(), "dtype": "float32"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 import urllib.request
@@ -18,6 +19,11 @@ from wisp_plugin.wire import new_session_id
 
 _COUNTER = re.compile(r"^(wisp_\w+_total)(?:\{[^}]*\})? ([0-9.e+]+)$", re.MULTILINE)
 SETTLE_S = 0.6  # the engine publishes its totals a few times per second
+
+
+def half_the_cores() -> int:
+    """Threads for each side when device and server share a machine: they compute at the same time."""
+    return max(1, len(os.sched_getaffinity(0)) // 2)
 
 
 @dataclass(frozen=True, slots=True)

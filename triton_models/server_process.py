@@ -30,10 +30,10 @@ from triton_models.processes import (
     start_guard,
 )
 from triton_models.tritonserver import TritonInstall
+from wisp_plugin.config import SETTINGS_VARIABLE
 from wisp_plugin.errors import ModelError, WispError
 from wisp_plugin.home import wisp_home
 
-CONFIG_VARIABLE = "WISP_SERVER_CONFIG"  # JSON object: fields of VerifierConfig and EngineConfig
 MODEL_REPOSITORY = Path(__file__).resolve().parent.parent / "model_repository"
 EXIT_TIMEOUT_S = 5
 TRITON_OPTIONS = (
@@ -122,7 +122,7 @@ class ServerProcess:
             raise RuntimeError("this server is already running")
         check_ports_free(self._host, self.ports)
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        env = {**self._install.environment(), CONFIG_VARIABLE: json.dumps(self._settings)}
+        env = {**self._install.environment(), SETTINGS_VARIABLE: json.dumps(self._settings)}
         with self.log_path.open(self._log_mode) as log:
             self._process = subprocess.Popen(
                 self._command(), env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

@@ -6,13 +6,14 @@ import dataclasses
 import json
 import logging
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from triton_models import pb_adapter
 from triton_models.torch_verifier import TorchVerifier, load_verifier
-from wisp_plugin.config import EngineConfig, VerifierConfig, from_mapping
+from wisp_plugin.config import SETTINGS_VARIABLE, EngineConfig, VerifierConfig, from_mapping
 from wisp_plugin.engine import Engine
 from wisp_plugin.errors import ConfigError, WispError
 from wisp_plugin.messages import Slo
@@ -20,7 +21,8 @@ from wisp_plugin.scheduler import POLICIES, Scheduler
 from wisp_plugin.vocabulary import vocab_hash
 from wisp_plugin.wire import WireLimits
 
-SETTINGS_VARIABLE = "WISP_SERVER_CONFIG"  # JSON object: settings of `wisp-server up`, over those of config.pbtxt
+# Requests arrive on Triton's thread while the engine's thread holds the interpreter: hand it over soon.
+SWITCH_INTERVAL_S = 0.0005
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the target model and start the engine; a configuration that cannot work fails the load."""
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         logging.basicConfig(level=logging.INFO, handlers=[pb_adapter.TritonLogHandler()], format="%(message)s")
         try:
             verifier_config, engine_config = read_settings(json.loads(args["model_config"]))

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 from wisp_plugin.errors import ConfigError
 
 T = TypeVar("T")
+# Environment variable with a JSON object of settings: how the launcher hands its command line to the Triton model.
+SETTINGS_VARIABLE = "WISP_SERVER_CONFIG"
 _TRUE, _FALSE = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
 
 
