@@ -47,7 +47,7 @@ def main(args: argparse.Namespace) -> int:
     folder = default_draft_dir(args.draft)
     num_threads = half_the_cores()
     tokenizer, drafter = Tokenizer.load(folder), Drafter.load(folder, num_threads)
-    prompt = tokenizer.encode(tokenizer.chat_prompt([{"role": "user", "content": args.prompt}]), add_special_tokens=False)
+    prompt = tokenizer.encode_chat([{"role": "user", "content": args.prompt}])
     drafting = Drafting(drafter, Mode(args.mode), args.draft_length)
     with make_server(settings={"num_threads": num_threads}) as server:
         print(f"tritonserver is ready: gRPC {server.grpc_url}, process {server.pid}", file=sys.stderr)

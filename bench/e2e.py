@@ -59,7 +59,8 @@ def main(args: argparse.Namespace) -> int:
         args.prompts, args.tokens, args.rounds = 2, 48, 1
     folder = default_draft_dir("int8")
     tokenizer = Tokenizer.load(folder)
-    prompts = [_chat(tokenizer, q) for q in mt_bench_questions()[FIRST_PROMPT : FIRST_PROMPT + args.prompts]]
+    questions = mt_bench_questions()[FIRST_PROMPT : FIRST_PROMPT + args.prompts]
+    prompts = [tokenizer.encode_chat([{"role": "user", "content": question}]) for question in questions]
     with contextlib.ExitStack() as stack:
         shared = stack.enter_context(make_server(settings={"num_threads": args.server_threads}))
         whole = stack.enter_context(make_server())
@@ -70,11 +71,6 @@ def main(args: argparse.Namespace) -> int:
     missed = check_targets(figures, {k: v for k, v in TARGETS.items() if figures.get(k) is not None})
     finish("e2e", {**figures, "missed": missed}, vars(args), seed=0)
     return 1 if missed else 0
-
-
-def _chat(tokenizer: Tokenizer, question: str) -> Tokens:
-    prompt = tokenizer.chat_prompt([{"role": "user", "content": question}])
-    return tokenizer.encode(prompt, add_special_tokens=False)
 
 
 def measure_speed(

@@ -40,10 +40,6 @@ class Device:
         drafter = None if args.no_draft else Drafter.load(folder, num_threads=args.threads)
         return cls(args, folder, tokenizer, drafter)
 
-    def chat_tokens(self, messages: list[dict[str, str]]) -> Tokens:
-        """`messages` in the model's chat template, which brings its special tokens itself."""
-        return self.tokenizer.encode(self.tokenizer.chat_prompt(messages), add_special_tokens=False)
-
     def client(self, prompt: Tokens) -> EdgeClient:
         """A client for one session behind `prompt`."""
         args = self.args
@@ -95,7 +91,7 @@ def generate(args: argparse.Namespace) -> int:
     device = Device.load(args)
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     as_chat = [{"role": "user", "content": prompt}]
-    client = device.client(device.chat_tokens(as_chat) if args.chat else device.tokenizer.encode(prompt))
+    client = device.client(device.tokenizer.encode_chat(as_chat) if args.chat else device.tokenizer.encode(prompt))
     _print_stream(device, client, args.stats)
     return 0
 
@@ -115,7 +111,7 @@ def chat(args: argparse.Namespace) -> int:
         if not line:
             continue
         messages.append({"role": "user", "content": line})
-        client = device.client(device.chat_tokens(messages))
+        client = device.client(device.tokenizer.encode_chat(messages))
         messages.append({"role": "assistant", "content": _print_stream(device, client, args.stats)})
 
 

@@ -49,7 +49,7 @@ class Tokenizer:
         return cls(inner, folder)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> Tokens:
-        """int32 token ids. A text from `chat_prompt` holds its special tokens: encode it without adding them again."""
+        """int32 token ids."""
         return np.array(self._inner.encode(text, add_special_tokens=add_special_tokens).ids, np.int32)
 
     def decode(self, ids: TokenIds, skip_special_tokens: bool = True) -> str:
@@ -77,6 +77,10 @@ class Tokenizer:
             return environment.from_string(template).render(messages=messages, add_generation_prompt=True, **special)
         except (TemplateError, TypeError, KeyError) as error:
             raise ModelError(f"the chat template of {self._folder} refuses these messages: {error}") from None
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> Tokens:
+        """Token ids of `chat_prompt(messages)`, whose template brings its special tokens itself."""
+        return self.encode(self.chat_prompt(messages), add_special_tokens=False)
 
     def _chat_template(self) -> str:
         path = self._folder / "chat_template.jinja"
