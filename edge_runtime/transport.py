@@ -23,9 +23,7 @@ VERIFIER_MODEL = "wisp_verifier"
 CONNECT_S = 5.0  # limit of waiting for the server's first answer
 CLOSE_S = 1.0  # limit of waiting for the server's end of the stream
 _TRITON_DTYPES = {"int32": "INT32", "uint8": "UINT8", "object": "BYTES"}
-_COMMIT_OUTPUTS = (
-    "SESSION", "START", "TOKENS", "ORIGIN", "LOGPROBS", "TIMING_US", "LOAD", "STATUS", "RETRY_AFTER_MS",
-)  # fmt: skip
+_NUMPY_DTYPES = {"INT32": np.int32, "INT64": np.int64, "UINT8": np.uint8, "FP32": np.float32}
 
 
 class VerifyTransport(Protocol):
@@ -86,7 +84,10 @@ class GrpcStream:
         inbox = self._inbox = queue.SimpleQueue()
         self._client = self._connect()
         self._check_ready(self._client)
-        self._client.start_stream(callback=lambda result, error: inbox.put(_decode(result, error)))
+        session = message.session
+        # The same tensor goes with every message: encode it once.
+        self._session_input = _as_input("SESSION", np.array([session.encode()], np.object_))
+        self._client.start_stream(callback=lambda result, error: inbox.put(_decode(session, result, error)))
         self._post(message)
 
     def _connect(self) -> triton.InferenceServerClient:
@@ -126,11 +127,11 @@ class GrpcStream:
         if self._client is None:
             raise TransportError("the stream is not open")
         parameters, tensors = encode_request(message, self._vocab_hash)
-        inputs = [_as_input(name, array) for name, array in tensors.items()]
-        outputs = [triton.InferRequestedOutput(name) for name in _COMMIT_OUTPUTS] if isinstance(message, Open) else None
+        inputs = [_as_input(name, array) for name, array in tensors.items() if name != "SESSION"]
+        inputs.append(self._session_input)
         try:
             self._client.async_stream_infer(
-                VERIFIER_MODEL, inputs, outputs=outputs, request_id=message.session[:8], parameters=parameters
+                VERIFIER_MODEL, inputs, request_id=message.session[:8], parameters=parameters
             )
         except triton.InferenceServerException as error:
             raise TransportError(f"the connection to {self._server} is lost: {_one_line(error)}") from None
@@ -168,7 +169,7 @@ def _as_input(name: str, array: np.ndarray[Any, np.dtype[Any]]) -> triton.InferI
     return tensor
 
 
-def _decode(result: triton.InferResult | None, error: Exception | None) -> Commit | WispError:
+def _decode(session: str, result: triton.InferResult | None, error: Exception | None) -> Commit | WispError:
     """What a callback of the stream brought, as a commit or as the error to raise in `receive`."""
     if error is not None:
         # An error of the stream itself carries a gRPC status; an answer to one request does not.
@@ -176,9 +177,15 @@ def _decode(result: triton.InferResult | None, error: Exception | None) -> Commi
         text = _one_line(error)
         return TransportError(text) if broken or UNAVAILABLE in text else RequestRefused(text)
     assert result is not None
-    tensors = {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
+    response = result.get_response()
+    # As `result.as_numpy` does, but in one walk over the outputs: commits are many and small.
+    tensors = {
+        output.name: np.frombuffer(raw, _NUMPY_DTYPES[output.datatype]).reshape(tuple(output.shape))
+        for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
+        if output.datatype in _NUMPY_DTYPES
+    }
     try:
-        return decode_commit({name: array for name, array in tensors.items() if array is not None})
+        return decode_commit(tensors, session)
     except WispError as failure:
         return TransportError(str(failure))
 

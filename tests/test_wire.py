@@ -115,7 +115,9 @@ def test_requests_come_back_as_they_were(message: Open | Draft | Close) -> None:
 
 @given(commits())
 def test_commits_come_back_as_they_were(commit: Commit) -> None:
-    assert same(decode_commit(encode_commit(commit)), commit)
+    assert same(decode_commit(encode_commit(commit), commit.session), commit)
+    assert "SESSION" not in encode_commit(commit), "a client that drew its capability needs no reminder"
+    assert same(decode_commit(encode_commit(commit, tell_session=True)), commit)
 
 
 def test_defaults_of_open() -> None:

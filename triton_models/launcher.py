@@ -14,11 +14,13 @@ from typing import Any
 from triton_models.artifacts import Progress
 from triton_models.default_models import ensure_default_target
 from triton_models.processes import DEFAULT_PORTS, Ports, check_ports_free, free_ports
-from triton_models.server_process import MODEL_REPOSITORY, ServerFailed, ServerProcess
+from triton_models.server_process import EXIT_TIMEOUT_S, MODEL_REPOSITORY, ServerFailed, ServerProcess
 from triton_models.tritonserver import find_tritonserver
 from wisp_plugin.config import EngineConfig, VerifierConfig, from_mapping
 from wisp_plugin.errors import ConfigError, ModelError
 from wisp_plugin.scheduler import POLICIES
+
+EXIT_LIMIT_S = EXIT_TIMEOUT_S + 5  # after the first signal; then tritonserver is killed
 
 __all__ = ["LaunchOptions", "ServerFailed", "ServerProcess", "checked_settings", "free_ports", "launch", "make_server"]
 
@@ -101,15 +103,18 @@ def launch(options: LaunchOptions) -> int:
     def forward(number: int, _frame: FrameType | None) -> None:
         signals.append(number)
         server.send_signal(number if len(signals) == 1 else signal.SIGKILL)
+        signal.alarm(EXIT_LIMIT_S)  # comes back here as the second signal
+
 
     _report(f"starting tritonserver; its log: {server.log_path}")
     server.start()
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
     try:
         code = _serve(server, options, signals)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.alarm(0)
         if server.running:
             server.kill()
     return code if code >= 0 else 128 - code

@@ -8,11 +8,13 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from triton_models.watcher import Watcher
 from wisp_plugin.engine import Engine
 from wisp_plugin.errors import InvalidRequest
 from wisp_plugin.messages import Commit
 from wisp_plugin.telemetry import Totals
 from wisp_plugin.wire import WireLimits, decode_request, encode_commit
+from wisp_plugin.wire_values import is_anonymous
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
@@ -20,33 +22,47 @@ _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 class TritonReply:
     """`engine.Reply` over the response sender of a decoupled request."""
 
-    def __init__(self, request: Any) -> None:
+    def __init__(self, request: Any, watcher: Watcher, tell_session: bool = False) -> None:
+        """`tell_session`: the client left the choice of the session's capability to us."""
         self._sender = request.get_response_sender()
+        self._watcher = watcher
+        self._tell_session = tell_session
+        self._cancelled: bool | None = None  # None: nobody has asked yet
 
     def send(self, commit: Commit) -> None:
         """Stream a commit."""
-        tensors = [pb_utils.Tensor(name, array) for name, array in encode_commit(commit).items()]
-        self._sender.send(pb_utils.InferenceResponse(output_tensors=tensors))
+        tensors = encode_commit(commit, self._tell_session)
+        outputs = [pb_utils.Tensor(name, array) for name, array in tensors.items()]
+        self._sender.send(pb_utils.InferenceResponse(output_tensors=outputs))
 
     def finish(self) -> None:
         """End the stream; this flag alone is no response at the client."""
+        self._watcher.discard(self)
         self._sender.send(flags=_FINAL)
 
     def fail(self, message: str) -> None:
         """End the request with a Triton error."""
+        self._watcher.discard(self)
         self._sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(message)), flags=_FINAL)
 
     def is_cancelled(self) -> bool:
-        """True if the client has left or cancelled."""
-        return bool(self._sender.is_cancelled())
+        """True if the client had left or cancelled when the watcher last asked."""
+        if self._cancelled is None:
+            self._cancelled = False
+            self._watcher.add(self)
+        return self._cancelled
+
+    def poll(self) -> None:
+        """See `Watched.poll`."""
+        self._cancelled = bool(self._sender.is_cancelled())
 
 
-def submit(engine: Engine, request: Any, limits: WireLimits) -> None:
+def submit(engine: Engine, request: Any, limits: WireLimits, watcher: Watcher) -> None:
     """Decode a Triton request and hand it to the engine; a malformed one is answered here."""
-    reply = TritonReply(request)
+    parameters = json.loads(request.parameters() or "{}")
+    tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+    reply = TritonReply(request, watcher, tell_session=is_anonymous(tensors))
     try:
-        parameters = json.loads(request.parameters() or "{}")
-        tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
         message = decode_request(parameters, tensors, limits)
     except InvalidRequest as error:
         reply.fail(str(error))

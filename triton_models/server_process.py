@@ -160,9 +160,9 @@ class ServerProcess:
             connection.close()
 
     def send_signal(self, number: int) -> None:
-        """Forward a signal to tritonserver (not to the stubs: they follow it)."""
+        """A signal for tritonserver and its stubs, which end their open streams at it (see termination.py)."""
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self._started().pid, number)
+            os.killpg(self._started().pid, number)
 
     def wait(self) -> int:
         """Wait until tritonserver ends by itself or by a signal, then clean up; returns its exit code."""

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from triton_models import pb_adapter
+from triton_models.termination import on_termination
 from triton_models.torch_verifier import TorchVerifier, load_verifier
+from triton_models.watcher import Watcher
 from wisp_plugin.config import SETTINGS_VARIABLE, EngineConfig, VerifierConfig, from_mapping
 from wisp_plugin.engine import Engine
 from wisp_plugin.errors import ConfigError, WispError
@@ -41,7 +43,11 @@ class TritonPythonModel:
             self._engine = build_engine(verifier, engine_config, lambda: _leave(args["model_name"]))
         except WispError as error:
             raise pb_adapter.fail_load(str(error)) from None
+        metrics = pb_adapter.Metrics()
+        self._watcher = Watcher(engine_config.cancel_poll_s, lambda: metrics.publish(self._engine.totals))
         self._engine.start()
+        self._watcher.start()
+        on_termination(self._engine.stop)
         log.info(
             "wisp_verifier: target %s, %s on %s, %d KV tokens, policy %s",
             verifier.target_dir, verifier.dtype_name, verifier.device_name, verifier_config.kv_tokens,
@@ -51,11 +57,12 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> None:
         """Hand requests to the engine, which answers from its own thread."""
         for request in requests:
-            pb_adapter.submit(self._engine, request, self._limits)
+            pb_adapter.submit(self._engine, request, self._limits, self._watcher)
 
     def finalize(self) -> None:
         """End open streams and the engine."""
         self._engine.stop()
+        self._watcher.stop()
 
 
 def read_settings(model_config: dict[str, Any]) -> tuple[VerifierConfig, EngineConfig]:
@@ -92,8 +99,7 @@ def build_engine(verifier: TorchVerifier, config: EngineConfig, on_failure: Call
     if config.policy not in POLICIES:
         raise ConfigError(f"policy is {config.policy!r}; allowed: {', '.join(POLICIES)}")
     scheduler = Scheduler(POLICIES[config.policy](), config, verifier.pool)
-    metrics = pb_adapter.Metrics()
-    return Engine(scheduler, verifier, config, on_totals=metrics.publish, on_failure=on_failure)
+    return Engine(scheduler, verifier, config, on_failure=on_failure)
 
 
 def _leave(model_name: str) -> None:

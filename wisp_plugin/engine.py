@@ -74,15 +74,13 @@ class Engine:
         verifier: Verifier,
         config: EngineConfig,
         clock: Callable[[], float] = time.monotonic,
-        on_totals: Callable[[Totals], None] = lambda totals: None,
         on_failure: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_totals` is called a few times per second, `on_failure` after all open requests were failed."""
+        """`on_failure` is called after all open requests were failed."""
         self.scheduler = scheduler
         self._verifier = verifier
         self._config = config
         self._clock = clock
-        self._on_totals = on_totals
         self._on_failure = on_failure
         self.totals = Totals()
         self._table = SessionTable(config.linger_s, max_detached=4 * config.max_sessions)
@@ -249,12 +247,11 @@ class Engine:
         return self._table.detach(session_id, self._clock())
 
     def _look_around(self) -> None:
-        """From time to time: publish totals, unschedule sessions whose client has left or stopped reading."""
+        """From time to time: unschedule sessions whose client has left or stopped reading."""
         now_s = self._clock()
         if now_s < self._next_poll_s:
             return
         self._next_poll_s = now_s + self._config.cancel_poll_s
-        self._on_totals(self.totals)
         self._table.expire(now_s)
         for session, reply in self._table.attached():
             stuck = session.is_paused(self._config.max_unacked_tokens)
@@ -271,6 +268,7 @@ class Engine:
         # An open at which the loop failed may be queued and attached: one end.
         ends |= {id(reply): functools.partial(end, reply, session) for session, reply in self._table.attached()}
         self._inbox.clear()
+        self._table.clear()  # Triton does not unload a model while a response sender is alive
         for end_one in ends.values():
             try:
                 end_one()

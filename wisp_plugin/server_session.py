@@ -209,10 +209,11 @@ class ServerSession:
         length = min(len(chosen), self.opened.end - self.num_committed)
         if self.num_committed + length == self.opened.end:
             self.status = Status.LENGTH
-        is_eos = np.flatnonzero(np.isin(chosen[:length], self.opened.eos_token_ids))
-        if len(is_eos):
-            length = int(is_eos[0]) + 1
-            self.status = Status.EOS
+        for i, token in enumerate(chosen[:length].tolist()):
+            if token in self.opened.eos_token_ids:
+                length = i + 1
+                self.status = Status.EOS
+                break
         origin = np.full(length, Origin.ACCEPTED, np.uint8)
         origin[num_accepted:] = own
         return chosen[:length], origin

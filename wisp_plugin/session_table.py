@@ -75,6 +75,11 @@ class SessionTable:
             del self._detached[next(iter(self._detached))]
         return reply
 
+    def clear(self) -> None:
+        """Forget all sessions and their streams."""
+        self._attached.clear()
+        self._detached.clear()
+
     def expire(self, now_s: float) -> None:
         """Forget sessions whose time for resumption is over."""
         for session_id, (_, since_s) in list(self._detached.items()):

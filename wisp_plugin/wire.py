@@ -179,11 +179,10 @@ def encode_request(request: Request, vocab_hash: str = "") -> tuple[dict[str, Pa
 # -- commits ----------------------------------------------------------------------------------------------------
 
 
-def encode_commit(commit: Commit) -> dict[str, Array]:
-    """Tensors of a commit."""
+def encode_commit(commit: Commit, tell_session: bool = False) -> dict[str, Array]:
+    """Tensors of a commit; `tell_session` for a client that left the choice of its capability to the server."""
     timing = commit.timing
     tensors: dict[str, Array] = {
-        "SESSION": np.array([commit.session.encode()], dtype=np.object_),
         "START": np.array([commit.start], np.int32),
         "TOKENS": np.asarray(commit.tokens, np.int32),
         "ORIGIN": np.asarray(commit.origin, np.uint8),
@@ -193,6 +192,8 @@ def encode_commit(commit: Commit) -> dict[str, Array]:
         "LOAD": np.array([commit.load_next_pass_s, commit.load_price], np.float32),
         "STATUS": np.array([commit.status], np.int32),
     }
+    if tell_session:
+        tensors["SESSION"] = np.array([commit.session.encode()], dtype=np.object_)
     if commit.logprobs is not None:
         tensors["LOGPROBS"] = np.asarray(commit.logprobs, np.float32)
     if commit.retry_after_ms is not None:
@@ -200,8 +201,8 @@ def encode_commit(commit: Commit) -> dict[str, Array]:
     return tensors
 
 
-def decode_commit(tensors: Mapping[str, Array]) -> Commit:
-    """A commit from a server.
+def decode_commit(tensors: Mapping[str, Array], session: str = "") -> Commit:
+    """A commit from a server for `session`, unless the server tells which.
 
     Raises:
         InvalidRequest: the response is not a commit of this protocol.
@@ -216,7 +217,7 @@ def decode_commit(tensors: Mapping[str, Array]) -> Commit:
     if len(origin) and int(origin.max()) > max(Origin):
         raise InvalidRequest(f"a commit with ORIGIN {int(origin.max())}; allowed: 0 to {int(max(Origin))}")
     return Commit(
-        session=values.session(tensors, may_be_empty=False),
+        session=values.session(tensors, may_be_empty=False) if "SESSION" in tensors else session,
         start=values.scalar(tensors, "START", np.int32),
         tokens=tokens,
         origin=origin,

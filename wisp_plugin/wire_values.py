@@ -63,6 +63,12 @@ def session(tensors: Mapping[str, Array], *, may_be_empty: bool) -> str:
     return raw.decode()
 
 
+def is_anonymous(tensors: Mapping[str, Array]) -> bool:
+    """True if tensor SESSION is there and empty: the server draws the capability and has to tell it."""
+    array = tensors.get("SESSION")
+    return array is not None and array.shape == (1,) and not array[0]
+
+
 def token_ids(tensors: Mapping[str, Array], name: str, vocab_size: int) -> Tokens:
     """Token ids of tensor `name`, each inside the vocabulary."""
     tokens: Tokens = vector(tensors, name, np.int32)

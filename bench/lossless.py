@@ -1,0 +1,228 @@
+"""Lossless: what the system generates is exactly what the target alone generates, and follows its distribution.
+
+Four parts (DESIGN.md section 3):
+  references   transformers alone: its greedy `generate`, and sampling with the same seeds
+  live         a real tritonserver, several devices at once, every draft graph, mode and way of choosing tokens:
+               ids equal. At a first difference, two scores closer than 1e-3 (fp32) are a tie and are listed;
+               anything else is a mismatch
+  schedule     the same passes with and without what the draft model said: equal bit for bit, no ties
+  distribution chi-square tests of the tokens of many seeds against the target's exact softmax
+
+Exit code 1 if anything is not as it must be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from bench import lossless_distribution as distribution
+from bench import lossless_schedule as schedule
+from bench.live import ServerShare
+from bench.lossless_live import MAX_AHEAD, Cell, References, case_key, load_drafters, on_server, run_cells, show
+from bench.lossless_reference import TIE_GAP, Case, Reference, torch_threads
+from bench.prompts import mt_bench_questions
+from bench.report import Progress, check_targets, finish, print_table
+from edge_runtime.tokenizer import Tokenizer
+from triton_models.launcher import make_server
+from triton_models.target_model import load_target
+from triton_models.torch_verifier import TorchVerifier
+from wisp_plugin.config import VerifierConfig
+from wisp_plugin.errors import ConfigError
+from wisp_plugin.home import default_target_dir
+from wisp_plugin.kv_blocks import BlockPool
+from wisp_plugin.messages import Mode, Open, Sampling, Tokens
+
+GREEDY, SAMPLED = "temperature 0", "temperature 0.8, top-p 0.95"
+_FULL = {"prompts": 24, "tokens": 64, "seeds": 3, "distribution_seeds": 20_000}
+_QUICK = {"prompts": 4, "tokens": 24, "seeds": 1, "distribution_seeds": 4_000}
+_LIMITS = {"prompts": (1, 80), "tokens": (2, 1024), "seeds": (1, 100), "sessions": (1, 64)}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `wisp-bench lossless`."""
+    parser.add_argument("--prompts", type=int, metavar="N", help=f"MT-bench questions [{_FULL['prompts']}]")
+    parser.add_argument("--tokens", type=int, metavar="N", help=f"new tokens at most [{_FULL['tokens']}]")
+    parser.add_argument("--seeds", type=int, metavar="N", help=f"at temperature 0.8 [{_FULL['seeds']}]")
+    parser.add_argument("--drafts", default="int8,int4", help="draft graphs, by commas [%(default)s]")
+    parser.add_argument("--modes", default="free,sync", help="modes, by commas [%(default)s]")
+    parser.add_argument("--sessions", type=int, default=6, metavar="N", help="at once [%(default)s]")
+    parser.add_argument(
+        "--distribution-seeds", type=int, metavar="N", help=f"per test [{_FULL['distribution_seeds']}]"
+    )
+    sizes = ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in _QUICK.items())
+    parser.add_argument("--quick", action="store_true", help=f"about two minutes: {sizes}")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Exit code 1 if a target is missed."""
+    config = checked(args)
+    transformers_logging.disable_progress_bar()
+    figures, targets = run(config)
+    missed = check_targets(figures, targets)
+    finish("lossless", {**figures, "missed": missed}, config, seed=0)
+    return 1 if missed else 0
+
+
+def checked(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments with their defaults. Raises ConfigError."""
+    sizes = _QUICK if args.quick else _FULL
+    config = {name: value if getattr(args, name) is None else getattr(args, name) for name, value in sizes.items()}
+    config |= {"sessions": args.sessions, "drafts": args.drafts.split(","), "modes": args.modes.split(",")}
+    for name, (low, high) in _LIMITS.items():
+        if not low <= config[name] <= high:
+            raise ConfigError(f"--{name} is {config[name]}; allowed: {low} to {high}")
+    if config["distribution_seeds"] < 1_000:
+        raise ConfigError(f"--distribution-seeds is {config['distribution_seeds']}; allowed: 1000 or more")
+    for name, allowed in (("drafts", ("int8", "int4")), ("modes", tuple(Mode))):
+        unknown = [value for value in config[name] if value not in allowed]
+        if unknown or len(set(config[name])) != len(config[name]):
+            raise ConfigError(f"--{name} is {getattr(args, name)!r}; allowed, once each: {', '.join(allowed)}")
+    return config | {"max_ahead": MAX_AHEAD, "dtype": "float32", "tie_gap": TIE_GAP}
+
+
+def run(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """All four parts: figures, and what is asked of them."""
+    tokenizer = Tokenizer.load(default_target_dir())
+    cases = make_cases(tokenizer, config["prompts"], config["seeds"])
+    figures = fixed_schedule(cases, tokenizer, config)
+    gc.collect()  # the target's weights, before the reference loads its own
+    figures |= distributions(config["distribution_seeds"])
+    refs = references(cases, config["tokens"], tokenizer.eos_token_ids)
+    figures |= live(refs, tokenizer, config)
+    num_sessions = len(config["drafts"]) * len(config["modes"]) * sum(map(len, cases.values()))
+    targets = {
+        "sessions": f">= {num_sessions}",
+        "mismatches": "<= 0",
+        "cells_without_verified_drafts": "<= 0",
+        "fixed_schedule_mismatches": "<= 0",
+        "chi_square_least_p": f">= {distribution.threshold():.3g}",
+        "chi_square_wrong_samplers_greatest_p": f"<= {distribution.threshold():.3g}",
+    }
+    return figures, targets
+
+
+def make_cases(tokenizer: Tokenizer, num_prompts: int, num_seeds: int) -> dict[str, list[Case]]:
+    """Cases by way of choosing tokens; the questions are spread over all categories of MT-bench."""
+    questions = mt_bench_questions()
+    numbers = [i * len(questions) // num_prompts for i in range(num_prompts)]
+    prompts = {
+        number: tokenizer.encode_chat([{"role": "user", "content": questions[number]}])
+        for number in numbers
+    }
+    sampled = [Sampling(seed=seed, temperature=0.8, top_p=0.95) for seed in range(1, num_seeds + 1)]
+    return {
+        GREEDY: [Case(number, prompt, Sampling()) for number, prompt in prompts.items()],
+        SAMPLED: [Case(number, prompt, sampling) for sampling in sampled for number, prompt in prompts.items()],
+    }
+
+
+def references(cases: dict[str, list[Case]], max_new_tokens: int, eos_token_ids: tuple[int, ...]) -> References:
+    """What the target alone generates in every case.
+
+    One case per core, each with one thread: on a busy machine several threads of one small forward wait for each
+    other most of the time.
+    """
+    reference = Reference(default_target_dir(), max_new_tokens, eos_token_ids)
+    every = [case for group in cases.values() for case in group]
+    expected = {}
+    num_cores = torch.get_num_threads()
+    progress = Progress(len(every), "references by transformers")
+    with torch_threads(1), ThreadPoolExecutor(num_cores) as pool, progress:
+        for case, tokens in zip(every, pool.map(reference.generate, every), strict=True):
+            expected[case_key(case)] = tokens
+            progress.step()
+    return References(cases, expected, reference.scores)
+
+
+def live(refs: References, tokenizer: Tokenizer, config: dict[str, Any]) -> dict[str, Any]:
+    """Every cell on one tritonserver."""
+    cells: list[Cell] = []
+    shares: dict[str, ServerShare] = {}
+    modes = [Mode(mode) for mode in config["modes"]]
+    with make_server(settings={"dtype": "float32", "device": "cpu"}) as server:
+        run_one = on_server(server, config["tokens"], tokenizer.eos_token_ids)
+        for draft in config["drafts"]:
+            found, shares[draft] = run_cells(server, run_one, draft, modes, refs, config["sessions"])
+            cells += found
+    show(cells, tokenizer)
+    return live_figures(cells) | {f"acceptance_{draft}": share.acceptance_rate for draft, share in shares.items()}
+
+
+def live_figures(cells: Sequence[Cell]) -> dict[str, Any]:
+    """Figures of all cells together and of each."""
+    verified = [cell for cell in cells if cell.share is not None and cell.share.acceptance_rate is not None]
+    return {
+        "sessions": sum(cell.num_sessions for cell in cells),
+        "sessions_equal": sum(cell.num_equal for cell in cells),
+        "tokens": sum(cell.num_tokens for cell in cells),
+        "mismatches": sum(len(cell.mismatches) for cell in cells),
+        "cells_without_verified_drafts": len(cells) - len(verified),
+        "ties": [cell.describe(difference) for cell in cells for difference in cell.ties],
+        "mismatch_details": [cell.describe(difference) for cell in cells for difference in cell.mismatches],
+        "cells": [
+            {
+                "draft": cell.draft,
+                "mode": cell.mode.value,
+                "sampling": cell.sampling,
+                "sessions": cell.num_sessions,
+                "equal": cell.num_equal,
+                "ties": len(cell.ties),
+                "mismatches": len(cell.mismatches),
+                **({} if cell.share is None else dataclasses.asdict(cell.share)),
+            }
+            for cell in cells
+        ],
+    }
+
+
+def fixed_schedule(cases: dict[str, list[Case]], tokenizer: Tokenizer, config: dict[str, Any]) -> dict[str, Any]:
+    """The third part, with the last (weakest) of the draft graphs."""
+    target = load_target(VerifierConfig(device="cpu", dtype="float32"))
+    opens = schedule.fixed_opens(list(cases.values()), config["sessions"], config["tokens"], tokenizer.eos_token_ids)
+    drafters = load_drafters(config["drafts"][-1], len(opens))
+    own = dict(zip([opened.session for opened in opens], drafters, strict=True))
+
+    def draft(opened: Open, tokens: Tokens) -> int:
+        return own[opened.session].draft_token(tokens, opened.sampling)
+
+    def new_verifier() -> TorchVerifier:
+        return TorchVerifier(target, BlockPool(512, 32))
+
+    recorder, final = schedule.record(new_verifier(), opens, draft, MAX_AHEAD, seed=0)
+    result = schedule.replay(new_verifier(), recorder, final, target.vocab_size, seed=0)
+    columns = ("sessions", "passes", "committed tokens compared", "draft tokens replaced", "mismatches")
+    row = (len(opens), result.num_passes, result.num_choices, result.num_replaced, len(result.mismatches))
+    print_table("Fixed schedule: the same passes without what the draft model said", columns, [row])
+    print("\n".join(result.mismatches), end="\n" if result.mismatches else "")
+    names = ("sessions", "passes", "choices", "replaced", "mismatches")
+    return {f"fixed_schedule_{name}": value for name, value in zip(names, row, strict=True)}
+
+
+def distributions(num_seeds: int) -> dict[str, Any]:
+    """The fourth part."""
+    with torch_threads(1):  # matrices this small are slower on several
+        result = distribution.run(num_seeds)
+    rows: list[tuple[object, ...]] = []
+    for choice, p_values in result.p_values.items():
+        rows.append((choice, "speculative, coupled", result.acceptance[choice], *p_values.values()))
+        rows += [(choice, f"wrong: {name}", None, *p.values()) for name, p in result.wrong_p_values[choice].items()]
+    columns = ("choice", "sampler", "acceptance", "p, first token", "p, second", "p, pair")
+    print_table(f"Distribution of the tokens of {num_seeds} seeds, chi-square", columns, rows)
+    alarm = distribution.FALSE_ALARM_PROBABILITY
+    print(f"a right sampler fails any of the tests with probability {alarm:g}: p below {distribution.threshold():.2g}")
+    return {
+        "chi_square": result.p_values,
+        "chi_square_wrong_samplers": result.wrong_p_values,
+        "chi_square_least_p": result.least_p,
+        "chi_square_wrong_samplers_greatest_p": result.greatest_wrong_p,
+        "chi_square_acceptance": result.acceptance,
+        "false_alarm_probability": alarm,
+    }

@@ -1,0 +1,194 @@
+"""Sessions on a real tritonserver, several at once, compared with what the target alone generates."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from typing import Any
+
+from bench.live import Drafting, ServerShare, make_open, run_session, server_totals
+from bench.lossless_reference import Case, Difference, first_difference
+from bench.report import Progress, print_table
+from edge_runtime.client import TokenDrafter
+from edge_runtime.drafter import Drafter
+from edge_runtime.tokenizer import Tokenizer
+from triton_models.server_process import ServerProcess
+from wisp_plugin.coupling import Float64s
+from wisp_plugin.home import default_draft_dir
+from wisp_plugin.messages import Mode, Tokens
+
+MAX_AHEAD = 8  # draft tokens in front of the last known committed token
+
+RunSession = Callable[[Case, Mode, TokenDrafter], Tokens]  # the tokens that a session generated
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """All sessions of one draft, mode and way of choosing tokens."""
+
+    draft: str
+    mode: Mode
+    sampling: str
+    num_sessions: int
+    num_tokens: int
+    num_equal: int  # sessions without any difference
+    differences: tuple[Difference, ...]  # the first of each session that has one
+    share: ServerShare | None = None  # what the server counted
+
+    @property
+    def ties(self) -> list[Difference]:
+        """Differences that floating point explains."""
+        return [difference for difference in self.differences if difference.is_tie]
+
+    @property
+    def mismatches(self) -> list[Difference]:
+        """Differences that nothing explains."""
+        return [difference for difference in self.differences if not difference.is_tie]
+
+    def describe(self, difference: Difference) -> dict[str, Any]:
+        """One of `differences` with everything needed to reproduce it."""
+        return {
+            "draft": self.draft,
+            "mode": self.mode.value,
+            "prompt": difference.prompt,
+            "temperature": difference.sampling.temperature,
+            "top_p": difference.sampling.top_p,
+            "seed": difference.sampling.seed,
+            "position": difference.position,
+            "index": difference.index,
+            "tokens": [difference.expected, difference.found],
+            "scores": list(difference.scores),
+            "best": list(difference.best),
+            "best_scores": list(difference.best_scores),
+            "gap": difference.gap,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class References:
+    """The expected tokens of every case, and the scores behind a prefix, for the verdict on a difference."""
+
+    cases: Mapping[str, Sequence[Case]]  # by way of choosing tokens
+    expected: Mapping[tuple[int, int, float], Tokens]  # by `case_key`
+    scores: Callable[[Case, Tokens], Float64s]
+
+
+def case_key(case: Case) -> tuple[int, int, float]:
+    """What tells the cases of one evaluation apart."""
+    return case.number, case.sampling.seed, case.sampling.temperature
+
+
+def load_drafters(precision: str, num_drafters: int) -> list[Drafter]:
+    """Drafters of the embedded pair with one thread each: a drafter serves one device at a time."""
+    folder = default_draft_dir(precision)
+    return [Drafter.load(folder, num_threads=1) for _ in range(num_drafters)]
+
+
+def on_server(server: ServerProcess, max_new_tokens: int, eos_token_ids: tuple[int, ...]) -> RunSession:
+    """Sessions on `server`, each with a connection and an edge client of its own.
+
+    The drafter knows the prompt beforehand. With many devices on the server's own cores, drafts in `free` mode would
+    otherwise come too late to be verified, and equality would say little.
+    """
+
+    def run(case: Case, mode: Mode, drafter: TokenDrafter) -> Tokens:
+        while drafter.advance(case.prompt):
+            pass
+        drafter.draft_token(case.prompt, case.sampling)
+        opened = make_open(case.prompt, max_new_tokens, mode, case.sampling, eos_token_ids)
+        return run_session(server.grpc_url, opened, Drafting(drafter, mode, MAX_AHEAD)).tokens
+
+    return run
+
+
+def run_cells(
+    server: ServerProcess, run: RunSession, draft: str, modes: Sequence[Mode], refs: References, num_at_once: int
+) -> tuple[list[Cell], ServerShare]:
+    """All cells of one draft, and what the server counted over all of them."""
+    drafters = load_drafters(draft, num_at_once)
+    first = before = server_totals(server)
+    cells = []
+    for mode in modes:
+        for sampling, cases in refs.cases.items():
+            with Progress(len(cases), f"{draft}, {mode.value}, {sampling}") as progress:
+                found = run_all(run, cases, mode, drafters, progress)
+            after = server_totals(server)
+            cells.append(judge(draft, mode, sampling, found, refs, ServerShare.between(before, after)))
+            before = after
+    return cells, ServerShare.between(first, before)
+
+
+def run_all(
+    run: RunSession, cases: Sequence[Case], mode: Mode, drafters: Sequence[TokenDrafter], progress: Progress
+) -> list[tuple[Case, Tokens]]:
+    """Run every case, as many at once as there are drafters. Whatever a session raises, this raises."""
+    free: queue.SimpleQueue[TokenDrafter] = queue.SimpleQueue()
+    for drafter in drafters:
+        free.put(drafter)
+
+    def one(case: Case) -> Tokens:
+        drafter = free.get()
+        try:
+            return run(case, mode, drafter)
+        finally:
+            free.put(drafter)
+
+    with ThreadPoolExecutor(len(drafters)) as pool:
+        running: dict[Future[Tokens], Case] = {pool.submit(one, case): case for case in cases}
+        try:
+            for done in as_completed(running):
+                done.result()
+                progress.step()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [(case, future.result()) for future, case in running.items()]
+
+
+def judge(
+    draft: str,
+    mode: Mode,
+    sampling: str,
+    found: Sequence[tuple[Case, Tokens]],
+    refs: References,
+    share: ServerShare | None = None,
+) -> Cell:
+    """Compare every session with its reference."""
+    verdicts = [first_difference(case, refs.expected[case_key(case)], tokens, refs.scores) for case, tokens in found]
+    differences = tuple(verdict for verdict in verdicts if verdict is not None)
+    num_tokens = sum(len(tokens) for _, tokens in found)
+    num_equal = len(found) - len(differences)
+    return Cell(draft, mode, sampling, len(found), num_tokens, num_equal, differences, share)
+
+
+def show(cells: Sequence[Cell], tokenizer: Tokenizer) -> None:
+    """The table of cells, then every difference."""
+    columns = ("draft", "mode", "choice", "sessions", "tokens", "equal", "ties", "mismatches", "acceptance", "per pass")
+    rows = []
+    for cell in cells:
+        counts = (cell.num_sessions, cell.num_tokens, cell.num_equal, len(cell.ties), len(cell.mismatches))
+        share = (None, None) if cell.share is None else (cell.share.acceptance_rate, cell.share.tokens_per_commit)
+        rows.append((cell.draft, cell.mode.value, cell.sampling, *counts, *share))
+    print_table("Live sessions against the target alone", columns, rows)
+    for cell in cells:
+        for difference in cell.differences:
+            print(explain(cell, difference, tokenizer))
+
+
+def explain(cell: Cell, difference: Difference, tokenizer: Tokenizer) -> str:
+    """A difference in one line."""
+
+    def name(token: int | None, score: float | None) -> str:
+        if token is None:
+            return "the end"
+        return f"{token} {tokenizer.decode([token], False)!r} ({'filtered out' if score is None else f'{score:.6f}'})"
+
+    expected, found = map(name, (difference.expected, difference.found), difference.scores)
+    best = " and ".join(map(name, difference.best, difference.best_scores))
+    return (
+        f"{'tie' if difference.is_tie else 'MISMATCH'}: {cell.draft}, {cell.mode.value}, prompt {difference.prompt}, "
+        f"{difference.sampling}, position {difference.position} (generated token {difference.index}): expected "
+        f"{expected}, found {found}; the two best are {best}, {difference.gap:.2e} apart"
+    )

@@ -1,0 +1,1 @@
+"""Tests against a real tritonserver. They need what `make setup` makes: the default models and tritonserver."""

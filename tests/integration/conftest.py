@@ -1,0 +1,106 @@
+"""Servers for the integration tests; the log of each is shown with a test that fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.live import Drafting
+from edge_runtime.drafter import Drafter
+from tests.integration.support import Judge
+from triton_models.artifacts import MANIFEST
+from triton_models.launcher import make_server
+from triton_models.server_process import ServerProcess
+from wisp_plugin.home import default_draft_dir, default_target_dir
+from wisp_plugin.messages import Mode
+
+SERVERS = pytest.StashKey[list[ServerProcess]]()
+ServerFactory = Callable[..., ServerProcess]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[SERVERS] = []
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add the logs of all servers that are in use to the report of a failure."""
+    report = yield
+    if report.failed:
+        for server in item.config.stash[SERVERS]:
+            report.sections.append((f"log of tritonserver on {server.grpc_url}", server.log_tail(60)))
+    return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def default_models() -> None:
+    """Fail, and do not skip, without the models: these tests are the proof that the system works."""
+    for folder in (default_target_dir(), default_draft_dir("int8"), default_draft_dir("int4")):
+        if not (folder / MANIFEST).is_file():
+            pytest.fail(f"the default model {folder} is missing; `make setup` makes it", pytrace=False)
+
+
+def _factory(config: pytest.Config, folder: Path) -> Iterator[ServerFactory]:
+    made: list[ServerProcess] = []
+
+    def make(settings: dict[str, Any] | None = None, **options: Any) -> ServerProcess:
+        wanted = {"kv_tokens": 8_192, "cancel_poll_s": 0.1} | (settings or {})
+        server = make_server(settings=wanted, log_path=folder / f"triton-{len(made)}.log", **options)
+        made.append(server)
+        config.stash[SERVERS].append(server)
+        return server
+
+    yield make
+    for server in made:
+        if server.running:
+            server.stop()
+        config.stash[SERVERS].remove(server)
+
+
+@pytest.fixture
+def make_own_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ServerFactory]:
+    """Makes servers (not started) of one test: `make_own_server(settings, **options of ServerProcess)`."""
+    yield from _factory(request.config, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def shared_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, default_models: None
+) -> Iterator[ServerProcess]:
+    """One server with the default model for all tests that leave it as it was."""
+    making = _factory(request.config, tmp_path_factory.mktemp("server"))
+    server = next(making)()
+    server.start()
+    server.wait_ready()
+    yield server
+    next(making, None)
+
+
+@pytest.fixture
+def server(shared_server: ServerProcess) -> ServerProcess:
+    """The shared server, which must be alive before and after the test."""
+    assert shared_server.is_ready(), "the shared server is gone; an earlier test has killed it"
+    return shared_server
+
+
+@pytest.fixture(scope="session")
+def judge(default_models: None) -> Judge:
+    """The target alone."""
+    return Judge()
+
+
+@pytest.fixture(scope="session")
+def drafting(default_models: None) -> Callable[..., Drafting]:
+    """`drafting(precision, mode, index)`: one drafter for each precision and index, loaded once."""
+    drafters: dict[tuple[str, int], Drafter] = {}
+
+    def get(precision: str, mode: Mode = Mode.FREE, index: int = 0) -> Drafting:
+        key = (precision, index)
+        if key not in drafters:
+            drafters[key] = Drafter.load(default_draft_dir(precision), num_threads=1)
+        return Drafting(drafters[key], mode)
+
+    return get

@@ -1,0 +1,357 @@
+"""`wisp-bench lossless` on tiny models and fakes: it must pass what is right and catch every kind of wrong."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from bench import lossless, lossless_distribution, lossless_schedule
+from bench.live import ServerShare
+from bench.lossless_live import Cell, References, case_key, judge, run_all
+from bench.lossless_reference import Case, Difference, Reference, first_difference, torch_threads
+from bench.report import Progress
+from tests.factories import ids, make_open, session_id
+from tests.fakes import FakeVerifier, target_alone
+from tests.fakes import draft_token as fake_draft_token
+from tests.tiny_model import VOCAB_SIZE, hf_folder, target_logits
+from triton_models.target_model import load_target
+from triton_models.torch_verifier import TorchVerifier
+from wisp_plugin.config import EngineConfig, VerifierConfig
+from wisp_plugin.coupling import Float64s, choose_token
+from wisp_plugin.errors import ConfigError, TransportError
+from wisp_plugin.kv_blocks import BlockPool
+from wisp_plugin.messages import Mode, Open, PassItem, PassOutcome, Sampling, Tokens
+
+SAMPLED = Sampling(seed=3, temperature=0.8, top_p=0.95)
+CASE = Case(7, ids(1, 2, 3), Sampling())
+
+
+def scores_of(row: Sequence[float]) -> Float64s:
+    return np.array(row, np.float64)
+
+
+def difference(expected: Tokens, found: Tokens, row: Sequence[float] = (0.0, 1.0, 2.0, 3.0)) -> Difference | None:
+    return first_difference(CASE, expected, found, lambda case, prefix: scores_of(row))
+
+
+# -- the reference and the verdict -------------------------------------------------------------------------------
+
+
+def naive(prompt: Tokens, sampling: Sampling, num_tokens: int, eos: Iterable[int] = ()) -> list[int]:
+    """The target alone without any cache."""
+    tokens = prompt
+    for _ in range(num_tokens):
+        token = choose_token(target_logits(tokens), sampling, len(tokens), tokens)
+        tokens = np.append(tokens, np.int32(token))
+        if token in eos:
+            break
+    return [int(t) for t in tokens[len(prompt) :]]
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), SAMPLED])
+def test_reference_is_the_target_alone_and_stops_behind_an_eos(sampling: Sampling) -> None:
+    prompt = ids(5, 9, 200, 31)
+    expected = naive(prompt, sampling, 10)
+    assert Reference(hf_folder(), 10, ()).generate(Case(0, prompt, sampling)).tolist() == expected
+    eos = expected[4]
+    stopped = Reference(hf_folder(), 10, (eos,)).generate(Case(0, prompt, sampling)).tolist()
+    assert stopped == naive(prompt, sampling, 10, (eos,)) == expected[: expected.index(eos) + 1]
+
+
+def test_reference_scores_explain_its_choice() -> None:
+    reference, case = Reference(hf_folder(), 6, ()), Case(0, ids(5, 9, 200, 31), SAMPLED)
+    generated = reference.generate(case)
+    for i in range(6):
+        assert int(reference.scores(case, generated[:i]).argmax()) == generated[i]
+
+
+def test_equal_ids_are_no_difference_and_cost_no_scores() -> None:
+    def never(case: Case, prefix: Tokens) -> Float64s:
+        raise AssertionError("scores of equal sessions are not needed")
+
+    assert first_difference(CASE, ids(3, 1, 2), ids(3, 1, 2), never) is None
+
+
+def test_a_wrong_token_is_a_mismatch_with_its_place_and_scores() -> None:
+    asked: list[list[int]] = []
+
+    def scores(case: Case, prefix: Tokens) -> Float64s:
+        asked.append(prefix.tolist())
+        return scores_of([0.0, 1.0, 2.0, 3.0])
+
+    found = first_difference(CASE, ids(3, 3, 1), ids(3, 2, 1), scores)
+    assert found is not None
+    assert not found.is_tie
+    assert asked == [[3]]
+    assert (found.index, found.position, found.expected, found.found) == (1, 4, 3, 2)
+    assert (found.best, found.best_scores, found.scores) == ((3, 2), (3.0, 2.0), (3.0, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("row", "found", "is_tie"),
+    [
+        ([0.0, 1.0, 2.9995, 3.0], 2, True),
+        ([0.0, 1.0, 2.998, 3.0], 2, False),  # too far apart
+        ([0.0, 2.9994, 2.9995, 3.0], 1, False),  # near, but not one of the two best
+        ([0.0, 1.0, 3.0, 2.9995], 2, True),  # the score behind the whole prefix may turn the order round
+        ([-np.inf, -np.inf, -np.inf, 3.0], 2, False),  # a token that the filters removed
+    ],
+)
+def test_only_the_two_best_tokens_close_together_are_a_tie(row: list[float], found: int, is_tie: bool) -> None:
+    verdict = difference(ids(3), ids(found), row)
+    assert verdict is not None
+    assert verdict.is_tie is is_tie
+
+
+@pytest.mark.parametrize(("expected", "found"), [(ids(3, 2), ids(3)), (ids(3), ids(3, 2)), (ids(3), ids())])
+def test_ending_early_or_late_is_a_mismatch_however_near_the_scores(expected: Tokens, found: Tokens) -> None:
+    verdict = difference(expected, found, [3.0, 3.0, 3.0, 3.0])
+    assert verdict is not None
+    assert not verdict.is_tie
+    assert None in (verdict.expected, verdict.found)
+
+
+# -- live cells --------------------------------------------------------------------------------------------------
+
+
+class NamedDrafter:
+    """Notices if two sessions use it at once."""
+
+    def __init__(self) -> None:
+        self.in_use = False
+
+    def advance(self, tokens: Tokens) -> int:
+        return 0
+
+    def draft_token(self, tokens: Tokens, sampling: Sampling) -> int:
+        return 0
+
+
+def make_references(num_cases: int = 5) -> References:
+    cases = [Case(i, ids(1, 2, i), Sampling()) for i in range(num_cases)]
+    expected = {case_key(case): np.array(target_alone(case.prompt, 12)[3:], np.int32) for case in cases}
+    return References({"greedy": cases}, expected, lambda case, prefix: scores_of([5.0, 4.0, 3.0, 2.0, 1.0, 0.0, -1.0]))
+
+
+def test_run_all_lends_a_drafter_to_one_session_at_a_time() -> None:
+    drafters = [NamedDrafter(), NamedDrafter()]
+
+    def run(case: Case, mode: Mode, drafter: NamedDrafter) -> Tokens:
+        assert not drafter.in_use
+        drafter.in_use = True
+        tokens = np.array(target_alone(case.prompt, 12)[3:], np.int32)
+        drafter.in_use = False
+        return tokens
+
+    refs = make_references(20)
+    found = run_all(run, refs.cases["greedy"], Mode.FREE, drafters, Progress(20, "test"))
+    assert [case.number for case, _ in found] == list(range(20))
+    cell = judge("int8", Mode.FREE, "greedy", found, refs)
+    assert (cell.num_sessions, cell.num_equal, cell.differences) == (20, 20, ())
+
+
+def test_run_all_raises_what_a_session_raises() -> None:
+    def run(case: Case, mode: Mode, drafter: NamedDrafter) -> Tokens:
+        raise TransportError("the server is gone")
+
+    with pytest.raises(TransportError, match="the server is gone"):
+        run_all(run, make_references().cases["greedy"], Mode.FREE, [NamedDrafter()], Progress(5, "test"))
+
+
+def cell_with_one_wrong_token() -> Cell:
+    refs = make_references()
+    found = [(case, refs.expected[case_key(case)].copy()) for case in refs.cases["greedy"]]
+    found[3][1][5] = (found[3][1][5] + 1) % 7
+    return judge("int4", Mode.SYNC, "greedy", found, refs)
+
+
+def test_one_wrong_token_of_one_session_is_counted_and_described() -> None:
+    cell = cell_with_one_wrong_token()
+    assert (cell.num_equal, len(cell.ties), len(cell.mismatches)) == (4, 0, 1)
+    figures = lossless.live_figures([cell])
+    assert figures["mismatches"] == 1
+    [details] = figures["mismatch_details"]
+    assert (details["draft"], details["mode"], details["prompt"], details["index"]) == ("int4", "sync", 3, 5)
+
+
+def test_a_cell_that_verified_no_drafts_is_noticed() -> None:
+    refs = make_references()
+    found = [(case, refs.expected[case_key(case)]) for case in refs.cases["greedy"]]
+    with_drafts = judge("int8", Mode.FREE, "greedy", found, refs, ServerShare(9.0, 2.0, 0.8))
+    without = judge("int8", Mode.FREE, "greedy", found, refs, ServerShare(9.0, 1.0, None))
+    assert lossless.live_figures([with_drafts, without])["cells_without_verified_drafts"] == 1
+
+
+def arguments(*argv: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    lossless.add_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def test_a_mismatch_makes_the_exit_code_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def outcome(cell: Cell) -> int:
+        figures = lossless.live_figures([cell])
+        monkeypatch.setattr(lossless, "run", lambda config: (figures, {"mismatches": "<= 0"}))
+        return lossless.main(arguments("--quick"))
+
+    refs = make_references()
+    right = judge("int8", Mode.FREE, "greedy", [(c, refs.expected[case_key(c)]) for c in refs.cases["greedy"]], refs)
+    assert outcome(right) == 0
+    assert outcome(cell_with_one_wrong_token()) == 1
+    assert '"mismatches": 1' in capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("--prompts", "81"),
+        ("--sessions", "0"),
+        ("--drafts", "int8,fp4"),
+        ("--drafts", "int8,int8"),
+        ("--modes", ""),
+        ("--distribution-seeds", "10"),
+    ],
+)
+def test_options_out_of_range_are_refused_in_one_line(argv: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match="allowed"):
+        lossless.checked(arguments(*argv))
+
+
+# -- fixed schedule ----------------------------------------------------------------------------------------------
+
+
+def tiny_opens() -> list[Open]:
+    rng = np.random.default_rng(1)
+    prompts = [rng.integers(2, VOCAB_SIZE, length).astype(np.int32) for length in (5, 130, 40, 9)]
+    groups = [[Case(i, prompt, sampling) for i, prompt in enumerate(prompts)] for sampling in (Sampling(), SAMPLED)]
+    return lossless_schedule.fixed_opens(groups, 6, 20, ())
+
+
+def half_right(opened: Open, tokens: Tokens) -> int:
+    """The target's token about every other time."""
+    token = choose_token(target_logits(tokens), opened.sampling, len(tokens), tokens)
+    return token if (token + len(tokens)) % 2 else (token + 1) % VOCAB_SIZE
+
+
+class Leaking(TorchVerifier):
+    """A verifier whose own token behind a rejection depends on the rejected draft token."""
+
+    def run(self, items: Sequence[PassItem]) -> list[PassOutcome]:
+        outcomes = super().run(items)
+        for item, outcome in zip(items, outcomes, strict=True):
+            draft = item.tokens[item.first_choice_position :]
+            if len(draft) and draft[0] != outcome.chosen[0]:
+                outcome.chosen[0] = draft[0] // 2
+        return outcomes
+
+
+@pytest.mark.parametrize("kind", [TorchVerifier, Leaking])
+def test_replay_without_drafts_is_equal_unless_the_verifier_leaks(kind: type[TorchVerifier]) -> None:
+    target = load_target(VerifierConfig(target=str(hf_folder()), device="cpu"))
+    verifiers = [kind(target, BlockPool(256, 4)) for _ in range(2)]
+    with torch_threads(1):
+        recorder, final = lossless_schedule.record(verifiers[0], tiny_opens(), half_right, 6, seed=0)
+        result = lossless_schedule.replay(verifiers[1], recorder, final, VOCAB_SIZE, seed=0)
+    assert any(item.is_prefill_chunk for one in recorder.passes for item in one.items)
+    assert all(item.logprobs for one in recorder.passes for item in one.items)
+    if kind is Leaking:
+        assert result.mismatches
+    else:
+        assert result.mismatches == ()
+        assert result.num_passes == len(recorder.passes)
+        assert result.num_choices == 6 * 20
+        assert result.num_replaced > 50
+
+
+def test_every_draft_token_that_was_not_committed_is_replaced() -> None:
+    item = PassItem(session_id(1), ids(1, 2, 3, 4, 5, 6, 4), 2, 4, Sampling())
+    final = ids(1, 2, 3, 4, 5, 0)  # 4 and 5 were accepted, 6 was not, the last one stands behind the end
+    for seed in range(50):
+        masked, num_kept = lossless_schedule.without_drafts(item, final, 7, np.random.default_rng(seed))
+        assert num_kept == 2
+        assert masked.tokens[:5].tolist() == [1, 2, 3, 4, 5]
+        assert masked.tokens[5] not in (6, 0)
+        assert masked.tokens[6] != 4
+        assert (masked.num_cached, masked.num_draft_tokens) == (2, 4)
+    assert item.tokens.tolist() == [1, 2, 3, 4, 5, 6, 4]
+
+
+def test_drive_commits_the_target_s_tokens_in_both_modes() -> None:
+    verifier = FakeVerifier(num_blocks=200)
+    engine = lossless_schedule.make_engine(verifier, verifier.pool, EngineConfig(max_pass_tokens=16))
+    opens = [
+        make_open(session=session_id(i), prompt=(1, 2, i), max_new_tokens=15, mode=(Mode.FREE, Mode.SYNC)[i % 2])
+        for i in range(4)
+    ]
+    chains = lossless_schedule.chains_of_random_length(
+        lambda opened, tokens: fake_draft_token(tokens), 4, np.random.default_rng(0)
+    )
+    final = lossless_schedule.drive(engine, opens, chains, opens_per_step=2)
+    assert {name: tokens.tolist() for name, tokens in final.items()} == {
+        opened.session: target_alone(opened.tokens, opened.end) for opened in opens
+    }
+
+
+# -- distribution ------------------------------------------------------------------------------------------------
+
+
+def test_chi_square_passes_the_right_distribution_and_fails_wrong_ones() -> None:
+    rng, exact = np.random.default_rng(0), np.array([0.5, 0.3, 0.1995, 0.0005, 0.0])
+    p_values = [lossless_distribution.chi_square_p(rng.multinomial(4000, exact), exact) for _ in range(300)]
+    assert min(p_values) > 1e-4
+    assert 0.4 < float(np.mean(p_values)) < 0.6  # p-values of a right sampler are uniform
+    shifted = np.array([0.45, 0.35, 0.1995, 0.0005, 0.0])
+    assert lossless_distribution.chi_square_p(rng.multinomial(4000, shifted), exact) < 1e-6
+    assert lossless_distribution.chi_square_p(np.array([2000, 1200, 797, 2, 1]), exact) == 0.0  # cannot be
+    with pytest.raises(ValueError, match="too few"):
+        lossless_distribution.chi_square_p(np.array([3, 2, 1, 0, 0]), exact)
+
+
+def test_probabilities_are_softmax_cut_to_the_nucleus() -> None:
+    logits = np.log(np.array([0.1, 0.5, 0.15, 0.25], np.float32))
+    plain = lossless_distribution.probabilities(logits, Sampling(temperature=1.0))
+    np.testing.assert_allclose(plain, [0.1, 0.5, 0.15, 0.25], rtol=1e-6)
+    cut = lossless_distribution.probabilities(logits, Sampling(temperature=1.0, top_p=0.7))
+    np.testing.assert_allclose(cut, [0.0, 2 / 3, 0.0, 1 / 3], rtol=1e-6)
+
+
+def test_served_tokens_follow_the_target_and_a_verifier_that_trusts_drafts_is_caught() -> None:
+    class Trusting(TorchVerifier):
+        def run(self, items: Sequence[PassItem]) -> list[PassOutcome]:
+            outcomes = super().run(items)
+            for item, outcome in zip(items, outcomes, strict=True):
+                outcome.chosen[: item.num_draft_tokens] = item.tokens[item.first_choice_position :]
+            return outcomes
+
+    model, sampling = lossless_distribution.random_model(1), lossless_distribution.SAMPLINGS["temperature 1"]
+    target = lossless_distribution.Table.of(model)
+    draft = lossless_distribution.Table.of(lossless_distribution.random_model(2))
+    right = lossless_distribution.small_verifier(model)
+    wrong = Trusting(right._target, BlockPool(512, 8))
+    least = {}
+    with torch_threads(1):
+        for name, verifier in (("right", right), ("wrong", wrong)):
+            pairs, acceptance = lossless_distribution.served_pairs(
+                verifier, verifier.pool, draft, sampling, 1000, Progress(1000, name)
+            )
+            least[name] = min(lossless_distribution.pair_test(pairs, target.pair_probabilities(sampling)).values())
+            assert 0.1 < acceptance < 0.9 or name == "wrong"
+    assert least["wrong"] < lossless_distribution.threshold() < least["right"]
+
+
+def test_torch_threads_are_given_back() -> None:
+    def fail_within() -> None:
+        with torch_threads(1):
+            assert torch.get_num_threads() == 1
+            raise RuntimeError("inside")
+
+    before = torch.get_num_threads()
+    with pytest.raises(RuntimeError, match="inside"):
+        fail_within()
+    assert torch.get_num_threads() == before
