@@ -80,13 +80,13 @@ class GrpcStream:
     def open(self, message: Open) -> None:
         """See `VerifyTransport.open`."""
         self.close()
+        session = message.session
+        # The same tensor goes with every message: encode it once.
+        self._session_input = _as_input("SESSION", np.array([session.encode()], np.object_))
         # A fresh queue: whatever the old stream still delivers ends up in the old one.
         inbox = self._inbox = queue.SimpleQueue()
         self._client = self._connect()
         self._check_ready(self._client)
-        session = message.session
-        # The same tensor goes with every message: encode it once.
-        self._session_input = _as_input("SESSION", np.array([session.encode()], np.object_))
         self._client.start_stream(callback=lambda result, error: inbox.put(_decode(session, result, error)))
         self._post(message)
 
