@@ -20,11 +20,12 @@ import numpy as np
 
 from bench.assisted import AssistedPeer
 from bench.live import Drafting, SessionResult, half_the_cores, make_open, run_session
-from bench.path_cost import replay_many
+from bench.path_cost import FLOOR_MODEL, FLOOR_REPOSITORY, replay, replay_many
 from bench.prompts import mt_bench_questions
-from bench.report import Progress, check_targets, finish, median, percentile, print_table
+from bench.report import Progress, alternate, check_targets, finish, median, percentile, print_table
 from edge_runtime.drafter import Drafter
 from edge_runtime.tokenizer import Tokenizer
+from edge_runtime.transport import VERIFIER_MODEL
 from triton_models.launcher import make_server
 from wisp_plugin.home import default_draft_dir, default_target_dir
 from wisp_plugin.messages import Mode, Sampling, Tokens
@@ -61,13 +62,12 @@ def main(args: argparse.Namespace) -> int:
     tokenizer = Tokenizer.load(folder)
     questions = mt_bench_questions()[FIRST_PROMPT : FIRST_PROMPT + args.prompts]
     prompts = [tokenizer.encode_chat([{"role": "user", "content": question}]) for question in questions]
+    figures = measure_path(args, prompts[0])
     with contextlib.ExitStack() as stack:
         shared = stack.enter_context(make_server(settings={"num_threads": args.server_threads}))
         whole = stack.enter_context(make_server())
         peer = None if args.no_assisted else AssistedPeer(default_target_dir(), Drafter.load(folder))
-        speeds = measure_speed(args, prompts, shared.grpc_url, whole.grpc_url, peer)
-        figures = report_speed(speeds)
-        figures |= measure_path(args, prompts[0], shared.grpc_url)
+        figures |= report_speed(measure_speed(args, prompts, shared.grpc_url, whole.grpc_url, peer))
     missed = check_targets(figures, {k: v for k, v in TARGETS.items() if figures.get(k) is not None})
     finish("e2e", {**figures, "missed": missed}, vars(args), seed=0)
     return 1 if missed else 0
@@ -142,24 +142,35 @@ def report_speed(speeds: dict[str, list[float]]) -> dict[str, Any]:
     }
 
 
-def measure_path(args: argparse.Namespace, prompt: Tokens, server: str) -> dict[str, Any]:
-    """Overhead of the path, one client and eight."""
-    opened = make_open(prompt, PATH_TOKENS, Mode.FREE, Sampling())
-    truth = run_session(server, opened, Drafting()).tokens
-    one = replay_many(server, prompt, truth, 1) + replay_many(server, prompt, truth, 1)
-    eight = replay_many(server, prompt, truth, 8)
-    rows = [
-        [n, len(v), 1e3 * median(v), 1e3 * percentile(v, 90), 1e3 * percentile(v, 99), 1e3 * max(v)]
-        for n, v in ((1, one), (8, eight))
-    ]
+def measure_path(args: argparse.Namespace, prompt: Tokens) -> dict[str, Any]:
+    """Overhead of the path, one client and eight, to the verifier and to a model that does nothing, alternately."""
+    ours, floor = VERIFIER_MODEL, FLOOR_MODEL
+    with (
+        make_server(settings={"num_threads": args.server_threads}) as server,
+        make_server(FLOOR_REPOSITORY, (FLOOR_MODEL,)) as empty,
+    ):
+        opened = make_open(prompt, PATH_TOKENS, Mode.FREE, Sampling())
+        truth = run_session(server.grpc_url, opened, Drafting()).tokens
+        runs: dict[tuple[str, int], Callable[[], list[float]]] = {
+            (ours, 1): lambda: replay(server.grpc_url, prompt, truth),
+            (floor, 1): lambda: replay_many(empty.grpc_url, prompt, truth, 1, FLOOR_MODEL),
+            (ours, 8): lambda: replay_many(server.grpc_url, prompt, truth, 8),
+            (floor, 8): lambda: replay_many(empty.grpc_url, prompt, truth, 8, FLOOR_MODEL),
+        }
+        overheads_ms = {
+            key: [1e3 * overhead_s for part in parts for overhead_s in part]
+            for key, parts in alternate(runs, 1 if args.quick else 3).items()
+        }
     print_table(
         "Path: send of a draft to its commit, less the pass and the wait for it",
-        ["clients", "rounds", "median, ms", "p90, ms", "p99, ms", "max, ms"],
-        rows,
+        ["model", "clients", "rounds", "median, ms", "p90, ms", "p99, ms", "max, ms"],
+        [[m, n, len(v), median(v), percentile(v, 90), percentile(v, 99), max(v)] for (m, n), v in overheads_ms.items()],
     )
     return {
-        "overhead_ms_median": rows[0][2],
-        "overhead_ms_p99": rows[0][4],
-        "overhead_ms_median_8": rows[1][2],
-        "overhead_ms_p99_8": rows[1][4],
+        "overhead_ms_median": median(overheads_ms[ours, 1]),
+        "overhead_ms_p99_8": percentile(overheads_ms[ours, 8], 99),
+        "overhead_ms_median_8": median(overheads_ms[ours, 8]),
+        "floor_ms_median": median(overheads_ms[floor, 1]),
+        "floor_ms_p99_8": percentile(overheads_ms[floor, 8], 99),
+        "floor_ms_median_8": median(overheads_ms[floor, 8]),
     }

@@ -4,6 +4,8 @@ In `sync` mode every draft has exactly one commit, which says in TIMING_US how l
 its pass and how long the pass took; what is left of the time at the client is the path. Drafts are recorded: the
 target's own tokens, so nothing is drafted here and every round is accepted whole.
 
+What Triton itself costs is measured beside it: `bench/path_floor` is a model with the same wire and nothing behind it.
+
 One session goes through the edge's own transport. Eight devices have eight processors of their own; to leave the two
 cores of a test machine to the server, eight clients replay gRPC messages that were prepared before the clock starts.
 """
@@ -14,6 +16,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -26,6 +29,8 @@ from wisp_plugin.errors import TransportError
 from wisp_plugin.messages import Close, Commit, Draft, Mode, Open, Sampling, Status, Tokens
 from wisp_plugin.wire import encode_request
 
+FLOOR_REPOSITORY = Path(__file__).parent / "path_floor"
+FLOOR_MODEL = "path_floor"
 DRAFT_TOKENS = 3
 COMMIT_LIMIT_S = 60.0
 _DATATYPES = {"int32": "INT32", "uint8": "UINT8", "object": "BYTES"}
@@ -60,12 +65,14 @@ def _receive(stream: GrpcStream) -> Commit:
     return commit
 
 
-def replay_many(server: str, prompt: Tokens, truth: Tokens, num_clients: int) -> list[float]:
+def replay_many(
+    server: str, prompt: Tokens, truth: Tokens, num_clients: int, model: str = VERIFIER_MODEL
+) -> list[float]:
     """Overhead in seconds of every round of `num_clients` sessions at once, with prepared messages."""
     results: list[list[float]] = []
 
     def client() -> None:
-        results.append(_replay_prepared(server, prompt, truth))
+        results.append(_replay_prepared(server, prompt, truth, model))
 
     threads = [threading.Thread(target=client) for _ in range(num_clients)]
     for thread in threads:
@@ -77,18 +84,18 @@ def replay_many(server: str, prompt: Tokens, truth: Tokens, num_clients: int) ->
     return [overhead for result in results for overhead in result]
 
 
-def _replay_prepared(server: str, prompt: Tokens, truth: Tokens) -> list[float]:
+def _replay_prepared(server: str, prompt: Tokens, truth: Tokens, model: str) -> list[float]:
     opened = make_open(prompt, len(truth), Mode.SYNC, Sampling())
     tokens = np.concatenate([prompt, truth])
     # The prefill commits one token, every round the draft and one more.
     starts = range(len(prompt) + 1, len(tokens), DRAFT_TOKENS + 1)
-    rounds = [_prepare(Draft(opened.session, at, at, tokens[at : at + DRAFT_TOKENS])) for at in starts]
+    rounds = [_prepare(Draft(opened.session, at, at, tokens[at : at + DRAFT_TOKENS]), model) for at in starts]
     outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
     overheads_s = []
     with grpc.insecure_channel(server, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         responses = stub.ModelStreamInfer(_drain(outbox), timeout=10 * COMMIT_LIMIT_S)
-        outbox.put(_prepare(opened))
+        outbox.put(_prepare(opened, model))
         next(responses)
         for message in rounds:
             sent_s = time.monotonic()
@@ -96,7 +103,7 @@ def _replay_prepared(server: str, prompt: Tokens, truth: Tokens) -> list[float]:
             response = next(responses)
             elapsed_s = time.monotonic() - sent_s
             overheads_s.append(elapsed_s - _in_server_s(response))
-        outbox.put(_prepare(Close(opened.session)))
+        outbox.put(_prepare(Close(opened.session), model))
         outbox.put(None)
         for _ in responses:
             pass
@@ -108,10 +115,10 @@ def _drain(outbox: queue.SimpleQueue[Any]) -> Iterator[Any]:
         yield message
 
 
-def _prepare(message: Open | Draft | Close) -> Any:
+def _prepare(message: Open | Draft | Close, model: str) -> Any:
     """A message as tritonclient would send it."""
     parameters, tensors = encode_request(message)
-    request = service_pb2.ModelInferRequest(model_name=VERIFIER_MODEL)
+    request = service_pb2.ModelInferRequest(model_name=model)
     for name, value in parameters.items():
         kind = {bool: "bool_param", int: "int64_param"}.get(type(value), "string_param")
         setattr(request.parameters[name], kind, value)

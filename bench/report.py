@@ -28,6 +28,7 @@ import numpy as np
 
 import wisp_plugin
 
+K = TypeVar("K")
 T = TypeVar("T")
 RESERVED_KEYS = ("benchmark", "config", "seed", "commit", "hardware", "versions", "wisp_version", "date")
 _PACKAGES = ("numpy", "torch", "transformers", "onnxruntime", "onnxruntime-genai", "tokenizers", "tritonclient")
@@ -219,13 +220,13 @@ def percentile(values: Iterable[float], percent: float) -> float:
     return float(np.percentile(array, percent))
 
 
-def alternate(fns: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
+def alternate(fns: Mapping[K, Callable[[], T]], rounds: int) -> dict[K, list[T]]:
     """Call the functions in turn (A B A B ...), `rounds` times each; results by name, in order.
 
     On a machine with noisy neighbours two things measured one behind the other are not comparable; measured
     in turn, drift hits both.
     """
-    results: dict[str, list[T]] = {name: [] for name in fns}
+    results: dict[K, list[T]] = {name: [] for name in fns}
     for _ in range(rounds):
         for name, fn in fns.items():
             results[name].append(fn())

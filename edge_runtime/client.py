@@ -70,12 +70,14 @@ class EdgeClient:
         while (step := self.session.next_step()) is not Step.DONE:
             try:
                 commit = self._take(step)
-                if commit is not None:
+                while commit is not None:  # all that have arrived: a slow drafter must not fall behind the server
                     self._check_status(commit)
                     tokens = self.session.on_commit(commit)
                     self._lost_since_s, self._pause_s = None, 0.0
                     self.on_commit(commit)
                     yield tokens
+                    done = self.session.next_step() is Step.DONE
+                    commit = None if done else self.transport.receive(0.0)
             except RequestRefused:
                 raise
             except TransportError as error:

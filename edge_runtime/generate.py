@@ -61,6 +61,8 @@ class Device:
         session = EdgeSession(
             opened, FixedAhead(0 if args.no_draft else args.draft_length), max_context_tokens=limit
         )
+        if (args.ca or args.cert or args.key) and not args.tls:
+            raise ConfigError("--ca, --cert and --key are for an encrypted connection; add --tls")
         tls = TlsFiles(*(Path(p) if p else None for p in (args.ca, args.cert, args.key)))
         transport = GrpcStream(args.server, tls if args.tls else None, vocab_hash(self.folder))
         return EdgeClient(opened, session, transport, self.drafter)

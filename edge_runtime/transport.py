@@ -23,6 +23,8 @@ VERIFIER_MODEL = "wisp_verifier"
 CONNECT_S = 5.0  # limit of waiting for the server's first answer
 CLOSE_S = 1.0  # limit of waiting for the server's end of the stream
 _TRITON_DTYPES = {"int32": "INT32", "uint8": "UINT8", "object": "BYTES"}
+# Answers about the server's state, ours and Triton's own: opening again later may help.
+_PASSING = (UNAVAILABLE, "is not healthy", "is not ready", "unknown model", "stopped accepting", "is stopping")
 _NUMPY_DTYPES = {"INT32": np.int32, "INT64": np.int64, "UINT8": np.uint8, "FP32": np.float32}
 
 
@@ -175,19 +177,20 @@ def _decode(session: str, result: triton.InferResult | None, error: Exception | 
         # An error of the stream itself carries a gRPC status; an answer to one request does not.
         broken = getattr(error, "status", lambda: None)() is not None
         text = _one_line(error)
-        return TransportError(text) if broken or UNAVAILABLE in text else RequestRefused(text)
+        passing = broken or any(phrase in text for phrase in _PASSING)
+        return TransportError(text) if passing else RequestRefused(text)
     assert result is not None
     response = result.get_response()
-    # As `result.as_numpy` does, but in one walk over the outputs: commits are many and small.
-    tensors = {
-        output.name: np.frombuffer(raw, _NUMPY_DTYPES[output.datatype]).reshape(tuple(output.shape))
-        for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
-        if output.datatype in _NUMPY_DTYPES
-    }
     try:
+        # As `result.as_numpy` does, but in one walk over the outputs: commits are many and small.
+        tensors = {
+            output.name: np.frombuffer(raw, _NUMPY_DTYPES[output.datatype]).reshape(tuple(output.shape))
+            for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
+            if output.datatype in _NUMPY_DTYPES
+        }
         return decode_commit(tensors, session)
-    except WispError as failure:
-        return TransportError(str(failure))
+    except (WispError, ValueError) as failure:
+        return TransportError(f"the server sent something that is no commit: {failure}")
 
 
 def _one_line(error: Exception) -> str:

@@ -235,3 +235,10 @@ def test_leaving_a_silent_server_takes_a_moment_only() -> None:
     next(client.run())
     client.close()
     assert (client.clock(), client.transport.num_closed) == (1.0, 1)
+
+
+def test_a_slow_drafter_does_not_fall_behind_the_server() -> None:
+    """All commits that have arrived are taken between two draft steps, not one."""
+    client = make_client([make_commit(3, 10), make_commit(4, 11), LAST], max_ahead=2)
+    assert run(client) == [10, 11, 12]
+    assert client.session.stats.num_drafted == 1

@@ -117,14 +117,24 @@ class RefusingReply(FakeReply):
         raise OSError("gone")
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_one_broken_reply_does_not_keep_the_others_from_their_end() -> None:
+def test_one_broken_reply_is_the_loss_of_its_own_session_only() -> None:
     server = Server()
-    server.engine.submit(make_open(session=session_id(0), mode=Mode.SYNC), RefusingReply())
-    other = server.open(1, mode=Mode.SYNC)
+    server.engine.submit(make_open(session=session_id(0)), RefusingReply())
+    other = server.open(1, max_new_tokens=50)
+    server.engine.start()
+    wait_until(lambda: other.finished)
+    assert len(other.tokens) == 50
+    assert not server.failures
+    server.engine.stop()
+
+
+def test_one_broken_reply_does_not_keep_the_others_from_their_end() -> None:
+    server = Server(FakeVerifier(on_run=broken))
+    server.engine.submit(make_open(session=session_id(0)), RefusingReply())
+    other = server.open(1)
     server.engine.start()
     wait_until(lambda: bool(server.failures))
-    assert other.ended
+    assert other.error == "unavailable: the engine has failed: RuntimeError: no memory"
 
 
 def test_clients_in_threads_each_get_their_tokens() -> None:

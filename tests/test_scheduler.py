@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.factories import make_config, make_draft, make_session, same, session_id
-from tests.fakes import FakeVerifier, target_alone
+from tests.factories import make_config, make_draft, make_open, make_session, same, session_id
+from tests.fakes import FakeClock, FakeReply, FakeVerifier, make_engine, target_alone
 from wisp_plugin.messages import BatchPlan, Mode
 from wisp_plugin.scheduler import KV_IDLE_S, Continuous, Scheduler
 from wisp_plugin.server_session import ServerSession
@@ -246,3 +246,19 @@ def test_a_paused_session_does_not_keep_its_memory_from_others() -> None:
     bench.now_s += KV_IDLE_S
     bench.step()
     assert other.num_committed == 41
+
+
+def test_a_long_prompt_does_not_silence_those_who_decode() -> None:
+    """A chunk of prefill is a turn: the next chunk queues behind the sessions that wait."""
+    clock, verifier = FakeClock(), FakeVerifier(num_blocks=1000)
+    engine = make_engine(verifier, clock, make_config(max_pass_tokens=64))
+    replies = [FakeReply() for _ in range(3)]
+    for number, reply in enumerate(replies):
+        engine.submit(make_open(session=session_id(number), max_new_tokens=200), reply)
+    engine.step()
+    engine.submit(make_open(np.arange(1500) % 7, session=session_id(9), max_new_tokens=5), FakeReply())
+    for _ in range(30):
+        before = [len(reply.tokens) for reply in replies]
+        clock.now_s += 0.05
+        engine.step()
+        assert all(len(reply.tokens) > count for reply, count in zip(replies, before, strict=True))

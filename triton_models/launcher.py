@@ -105,7 +105,6 @@ def launch(options: LaunchOptions) -> int:
         server.send_signal(number if len(signals) == 1 else signal.SIGKILL)
         signal.alarm(EXIT_LIMIT_S)  # comes back here as the second signal
 
-
     _report(f"starting tritonserver; its log: {server.log_path}")
     server.start()
     before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}

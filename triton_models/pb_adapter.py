@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
@@ -28,6 +29,9 @@ class TritonReply:
         self._watcher = watcher
         self._tell_session = tell_session
         self._cancelled: bool | None = None  # None: nobody has asked yet
+        # Triton frees what a question is about when the final flag comes: never ask during or after it.
+        self._lock = threading.Lock()
+        self._ended = False
 
     def send(self, commit: Commit) -> None:
         """Stream a commit."""
@@ -37,13 +41,17 @@ class TritonReply:
 
     def finish(self) -> None:
         """End the stream; this flag alone is no response at the client."""
-        self._watcher.discard(self)
-        self._sender.send(flags=_FINAL)
+        self._end(None)
 
     def fail(self, message: str) -> None:
         """End the request with a Triton error."""
+        self._end(pb_utils.InferenceResponse(error=pb_utils.TritonError(message)))
+
+    def _end(self, response: Any) -> None:
         self._watcher.discard(self)
-        self._sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(message)), flags=_FINAL)
+        with self._lock:
+            self._ended = True
+        self._sender.send(response, flags=_FINAL)
 
     def is_cancelled(self) -> bool:
         """True if the client had left or cancelled when the watcher last asked."""
@@ -54,7 +62,9 @@ class TritonReply:
 
     def poll(self) -> None:
         """See `Watched.poll`."""
-        self._cancelled = bool(self._sender.is_cancelled())
+        with self._lock:
+            if not self._ended:
+                self._cancelled = bool(self._sender.is_cancelled())
 
 
 def submit(engine: Engine, request: Any, limits: WireLimits, watcher: Watcher) -> None:

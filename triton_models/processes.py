@@ -41,12 +41,14 @@ def check_ports_free(host: str, ports: Ports) -> None:
     if len(set(ports)) != len(ports):
         raise ConfigError(f"--grpc-port, --http-port and --metrics-port must differ, not {', '.join(map(str, ports))}")
     for name, port in ports._asdict().items():
+        if not 1 <= port <= 65535:
+            raise ConfigError(f"--{name}-port is {port}; allowed: 1 to 65535")
         with socket.socket() as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 sock.bind((host, port))
-            except (OSError, OverflowError) as error:
-                reason = error.strerror if isinstance(error, OSError) else "allowed: 1 to 65535"
+            except OSError as error:
+                reason = error.strerror
                 raise ConfigError(f"cannot listen on {host}:{port} ({reason}); choose with --{name}-port") from None
 
 

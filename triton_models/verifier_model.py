@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import cached_file
+
 from triton_models import pb_adapter
 from triton_models.termination import on_termination
 from triton_models.torch_verifier import TorchVerifier, load_verifier
@@ -25,6 +27,8 @@ from wisp_plugin.wire import WireLimits
 
 # Requests arrive on Triton's thread while the engine's thread holds the interpreter: hand it over soon.
 SWITCH_INTERVAL_S = 0.0005
+# Parameters that the Python backend itself understands.
+BACKEND_PARAMETERS = frozenset({"EXECUTION_ENV_PATH", "FORCE_CPU_ONLY_INPUT_TENSORS"})
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +65,10 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """End open streams and the engine."""
-        self._engine.stop()
-        self._watcher.stop()
+        try:
+            self._engine.stop()
+        finally:
+            self._watcher.stop()
 
 
 def read_settings(model_config: dict[str, Any]) -> tuple[VerifierConfig, EngineConfig]:
@@ -71,24 +77,32 @@ def read_settings(model_config: dict[str, Any]) -> tuple[VerifierConfig, EngineC
     Raises:
         ConfigError: an unknown name, a value out of range, or more than one instance.
     """
-    num_instances = sum(int(group.get("count", 1)) for group in model_config.get("instance_group", []))
+    groups = model_config.get("instance_group", [])
+    num_instances = sum(int(group.get("count", 1)) * max(1, len(group.get("gpus") or ())) for group in groups)
     if num_instances > 1:
         raise ConfigError(f"instance_group has {num_instances} instances; allowed: 1, which holds all sessions")
-    values = {name: value["string_value"] for name, value in model_config.get("parameters", {}).items()}
+    parameters = model_config.get("parameters", {})
+    values = {name: value["string_value"] for name, value in parameters.items() if name not in BACKEND_PARAMETERS}
     values |= json.loads(os.environ.get(SETTINGS_VARIABLE, "{}"))
     names = {f.name for f in dataclasses.fields(VerifierConfig)}
     verifier_config = from_mapping(VerifierConfig, {k: v for k, v in values.items() if k in names})
     return verifier_config, from_mapping(EngineConfig, {k: v for k, v in values.items() if k not in names})
 
 
+def tokenizer_dir(source: str) -> Path:
+    """Folder with the tokenizer of a target: the target's own, or where the hub's client has put it."""
+    if Path(source).is_dir():
+        return Path(source)
+    return Path(cached_file(source, "tokenizer.json")).parent
+
+
 def wire_limits(verifier: TorchVerifier, config: EngineConfig) -> WireLimits:
     """What this server accepts: the model's own limits, and that a session alone fits into KV memory."""
-    kv_tokens = verifier.pool.num_blocks * verifier.pool.block_tokens
     return WireLimits(
         vocab_size=verifier.vocab_size,
-        max_context_tokens=min(verifier.max_context_tokens, kv_tokens),
+        max_context_tokens=verifier.max_context_tokens,
         max_draft_ahead=config.max_draft_ahead,
-        vocab_hash=vocab_hash(Path(verifier.target_dir)),
+        vocab_hash=vocab_hash(tokenizer_dir(verifier.target_dir)),
         eos_token_ids=verifier.eos_token_ids,
         default_slo=Slo(config.ttft_ms, config.tpot_ms),
     )

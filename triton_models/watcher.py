@@ -12,6 +12,8 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
+STOP_LIMIT_S = 5.0
+
 log = logging.getLogger(__name__)
 
 
@@ -47,7 +49,7 @@ class Watcher:
     def stop(self) -> None:
         """End the thread."""
         self._stop.set()
-        self._thread.join()
+        self._thread.join(STOP_LIMIT_S)
 
     def _run(self) -> None:
         while not self._stop.wait(self._period_s):

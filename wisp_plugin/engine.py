@@ -181,12 +181,12 @@ class Engine:
                     self._on_open(message, reply, now_s)
                 elif isinstance(message, Draft):
                     self._table.find(message.session).on_draft(message, now_s)
-                    reply.finish()
+                    _deliver(reply.finish)
                 else:
                     self._on_close(message)
-                    reply.finish()
+                    _deliver(reply.finish)
             except InvalidRequest as error:
-                reply.fail(str(error))
+                _deliver(functools.partial(reply.fail, str(error)))
             self._inbox.popleft()
 
     def _run(self, plan: BatchPlan) -> tuple[list[PassOutcome], float, float]:
@@ -200,10 +200,10 @@ class Engine:
     def _respond(self, commits: Sequence[Commit]) -> None:
         for commit in commits:
             reply = self._table.reply(commit.session)
-            reply.send(commit)
-            if commit.status is not Status.RUNNING:
+            reached = _deliver(functools.partial(reply.send, commit))
+            if commit.status is not Status.RUNNING or not reached:
                 self._detach(commit.session)
-                reply.finish()
+                _deliver(reply.finish)
 
     # -- sessions come and go -----------------------------------------------------------------------------------
 
@@ -257,7 +257,7 @@ class Engine:
             stuck = session.is_paused(self._config.max_unacked_tokens)
             if reply.is_cancelled():
                 self._detach(session.id)
-                reply.finish()
+                _deliver(reply.finish)
             elif stuck and now_s - session.newest_input_s > self._config.linger_s:
                 self._detach(session.id)
                 _end(reply, session, Status.CLOSED)
@@ -270,16 +270,23 @@ class Engine:
         self._inbox.clear()
         self._table.clear()  # Triton does not unload a model while a response sender is alive
         for end_one in ends.values():
-            try:
-                end_one()
-            except Exception:
-                log.exception("a request could not be ended")
+            _deliver(end_one)
+
+
+def _deliver(answer: Callable[[], None]) -> bool:
+    """Give an answer; one that cannot be given is the loss of its client, who may be gone, and not of everybody."""
+    try:
+        answer()
+    except Exception:
+        log.exception("an answer could not be delivered")
+        return False
+    return True
 
 
 def _end(reply: Reply, about: Open | ServerSession, status: Status, retry_after_ms: int | None = None) -> None:
     """Tell a final status and end the stream."""
-    reply.send(_status_commit(about, status, retry_after_ms))
-    reply.finish()
+    _deliver(lambda: reply.send(_status_commit(about, status, retry_after_ms)))
+    _deliver(reply.finish)
 
 
 def _end_closed(reply: Reply, session: ServerSession) -> None:

@@ -188,6 +188,7 @@ class ServerSession:
         """
         if item.is_prefill_chunk:
             self.num_cached = len(item.tokens)
+            self.ready_since_s = now_s  # a chunk is a turn: the next one queues behind those who wait
             return None
         start = self.num_committed
         drafted = item.tokens[start:]

@@ -67,7 +67,8 @@ def decode_request(parameters: Mapping[str, Parameter], tensors: Mapping[str, Ar
     allowed = _OPEN_PARAMETERS if op == "open" else _OTHER_PARAMETERS
     unknown = sorted(name for name in parameters if name not in allowed and not name.startswith("triton_"))
     if unknown:
-        raise InvalidRequest(f"unknown parameter {unknown[0]!r} for '{op}'; allowed: {', '.join(sorted(allowed))}")
+        name = values.shown(unknown[0])
+        raise InvalidRequest(f"unknown parameter {name} for '{op}'; allowed: {', '.join(sorted(allowed))}")
     session = values.session(tensors, may_be_empty=op == "open")
     if op == "open":
         return _decode_open(session or new_session_id(), parameters, tensors, limits)
