@@ -20,12 +20,13 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?= --quick
 # Debian keeps venv and the shared library of Python (tritonserver's Python backend is linked to it) in own packages.
 define NEEDED_PACKAGES
-import ctypes, importlib.util, sys
+import ctypes, importlib.util, shutil, sys
 version = "python%d.%d" % sys.version_info[:2]
 if not importlib.util.find_spec("ensurepip"): print(version + "-venv")
 try: ctypes.CDLL("lib" + version + ".so.1.0")
 except OSError:
     if sys.prefix == "/usr": print("lib" + version)
+if not shutil.which("openssl"): print("openssl")  # the tests make a certificate
 endef
 export NEEDED_PACKAGES
 say = @printf '\n== %s\n' "$(1)" >&2
