@@ -89,11 +89,15 @@ def run_session(
 
 
 def server_totals(server: ServerProcess) -> dict[str, float]:
-    """The server's WISP counters by name, after it had time to publish them."""
+    """The server's WISP counters by name, over all labels, after it had time to publish them."""
     time.sleep(SETTLE_S)
     with urllib.request.urlopen(server.metrics_url, timeout=5.0) as response:
         text = response.read().decode()
-    return {name.removeprefix("wisp_").removesuffix("_total"): float(value) for name, value in _COUNTER.findall(text)}
+    totals: dict[str, float] = {}
+    for name, value in _COUNTER.findall(text):
+        short = name.removeprefix("wisp_").removesuffix("_total")
+        totals[short] = totals.get(short, 0.0) + float(value)
+    return totals
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,13 +22,13 @@ import torch
 from scipy.stats import chi2
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from bench.lossless_schedule import Recorder, drive, make_engine
+from bench.lossless_schedule import ALONE, Recorder, drive, make_engine
 from bench.report import Progress
 from triton_models.torch_verifier import TorchVerifier, load_verifier
 from wisp_plugin.config import EngineConfig, VerifierConfig
 from wisp_plugin.coupling import choose_token, count_accepted
-from wisp_plugin.engine import Verifier
 from wisp_plugin.messages import Open, Sampling, Slo, Tokens
+from wisp_plugin.protocols import Verifier
 from wisp_plugin.scheduler import KvAccount
 
 Floats = npt.NDArray[np.float64]
@@ -136,7 +136,7 @@ def served_pairs(
 
     for seeds in _batches(num_seeds):
         recorder = Recorder(verifier)
-        engine = make_engine(recorder, kv, EngineConfig(max_pass_tokens=_BATCH * 16, max_pass_sessions=_BATCH))
+        engine = make_engine(recorder, kv, EngineConfig(**ALONE, max_pass_tokens=_BATCH * 16, max_pass_sessions=_BATCH))
         opens = [_open(seed, with_seed(sampling, _FIRST_SEED + seed)) for seed in seeds]
         final = drive(engine, opens, chain, opens_per_step=_BATCH)
         pairs += [final[opened.session][len(PROMPT) : len(PROMPT) + 2] for opened in opens]

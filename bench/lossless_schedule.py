@@ -19,6 +19,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -27,10 +28,12 @@ from bench.lossless_reference import Case
 from triton_models.torch_verifier import TorchVerifier
 from wisp_plugin.config import EngineConfig
 from wisp_plugin.coupling import count_accepted
-from wisp_plugin.engine import Engine, Verifier
+from wisp_plugin.engine import Engine
 from wisp_plugin.errors import WispError
+from wisp_plugin.estimator import Costs, Estimator
 from wisp_plugin.messages import Commit, Draft, Mode, Open, PassItem, PassOutcome, Tokens
-from wisp_plugin.scheduler import Continuous, KvAccount, Scheduler
+from wisp_plugin.protocols import Verifier
+from wisp_plugin.scheduler import KvAccount, make_scheduler
 
 _PASS_TOKENS = 96  # at most: so small that prefills come in chunks, beside verification
 _TICK_S = 1e-3  # the clock of these runs: it counts looks at it, so that runs are repeatable
@@ -57,8 +60,9 @@ class Recorder:
 
     def run(self, items: Sequence[PassItem]) -> list[PassOutcome]:
         """See `Verifier.run`."""
+        kept = tuple(dataclasses.replace(item, tokens=item.tokens.copy()) for item in items)  # they are views
         outcomes = self.inner.run(items)
-        self.events.append(RecordedPass(tuple(items), tuple(outcomes)))
+        self.events.append(RecordedPass(kept, tuple(outcomes)))
         return outcomes
 
     def release(self, session: str) -> None:
@@ -96,10 +100,15 @@ class Stream:
         return False
 
 
+# A replay has no scheduler that would share prefixes, and nobody is refused.
+ALONE: dict[str, Any] = {"policy": "continuous", "prefix_sharing": False, "max_load": 0.0}
+
+
 def make_engine(verifier: Verifier, kv: KvAccount, config: EngineConfig) -> Engine:
     """A real engine without a thread, on a clock of its own."""
     ticks = itertools.count()
-    return Engine(Scheduler(Continuous(), config, kv), verifier, config, clock=lambda: next(ticks) * _TICK_S)
+    estimator = Estimator(Costs(memory=(0.03, 0, 0, 0, 0, 0), arithmetic=(0.01, 0, 0.003, 0, 0, 0)))
+    return Engine(make_scheduler(config, kv, estimator), verifier, config, clock=lambda: next(ticks) * _TICK_S)
 
 
 def drive(engine: Engine, opens: Sequence[Open], draft_chain: DraftChain, opens_per_step: int) -> dict[str, Tokens]:
@@ -157,7 +166,7 @@ def record(
 ) -> tuple[Recorder, dict[str, Tokens]]:
     """Serve `opens` with drafts of random lengths on a fresh `verifier`: the passes, and all tokens of each session."""
     recorder = Recorder(verifier)
-    engine = make_engine(recorder, verifier.pool, EngineConfig(max_pass_tokens=_PASS_TOKENS))
+    engine = make_engine(recorder, verifier.pool, EngineConfig(**ALONE, max_pass_tokens=_PASS_TOKENS))
     chains = chains_of_random_length(draft, max_length, np.random.default_rng(seed))
     return recorder, drive(engine, opens, chains, opens_per_step=1)
 

@@ -1,9 +1,6 @@
-"""Fit of the design's form for the time of a pass (sections 4 and 7) to measured passes.
+"""The estimator's fit (`wisp_plugin.cost_fit`) for passes of equal sessions, once per norm p.
 
-    time = (memory ** p + arithmetic ** p) ** (1 / p)
-    memory     = non-negative line over (1, sessions, context)             weights and KV that must be read
-    arithmetic = non-negative line over (1, new tokens, new x context)     products that must be computed
-
+Every new token is a choice in these passes, so the choices are left out and their price is in that of new tokens.
 p = 1 adds the two costs (nothing overlaps), a large p is the plain maximum (everything overlaps); which p fits
 decides how dear a draft token is in a pass that is bound by memory.
 """
@@ -15,19 +12,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
-Floats = npt.NDArray[np.float64]
-NORMS = (1.0, 2.0, 4.0, 16.0)
-MIN_PASSES = 8  # two more than there are coefficients
-_UNITS = (  # name of each coefficient, and the amount of its feature that it is the price of
-    ("memory_base_ms", 1.0),
-    ("memory_ms_per_session", 1.0),
-    ("memory_ms_per_1k_context", 1e3),
-    ("arithmetic_base_ms", 1.0),
-    ("arithmetic_ms_per_new_token", 1.0),
-    ("arithmetic_ms_per_1m_new_x_context", 1e6),
+from wisp_plugin.cost_fit import MIN_PASSES, NORMS, fit_costs
+from wisp_plugin.estimator import FEATURES, Costs, Estimator, Floats
+
+__all__ = ["MIN_PASSES", "NORMS", "PassFeatures", "PassFit", "best", "fit_norms"]
+
+_UNITS = (  # name of each coefficient, its line and feature, and the amount of the feature that it is the price of
+    ("memory_base_ms", "memory", "passes", 1.0),
+    ("memory_ms_per_session", "memory", "sessions", 1.0),
+    ("memory_ms_per_1k_context", "memory", "context", 1e3),
+    ("arithmetic_base_ms", "arithmetic", "passes", 1.0),
+    ("arithmetic_ms_per_session", "arithmetic", "sessions", 1.0),
+    ("arithmetic_ms_per_new_token", "arithmetic", "new_tokens", 1.0),
+    ("arithmetic_ms_per_1m_new_x_context", "arithmetic", "new_x_context", 1e6),
 )
 
 
@@ -77,11 +75,9 @@ class PassFit:
 
 def fit_norms(passes: Sequence[PassFeatures], measured_ms: Sequence[float]) -> dict[float, PassFit]:
     """One fit per norm in NORMS. Raises ValueError with fewer than MIN_PASSES passes or a time of zero."""
-    if len(passes) != len(measured_ms) or len(passes) < MIN_PASSES:
-        raise ValueError(f"a fit needs one time per pass and at least {MIN_PASSES} passes, not {len(passes)}")
-    if min(measured_ms) <= 0:
-        raise ValueError("a fit needs times above zero")
-    return {norm: _fit(passes, np.asarray(measured_ms, dtype=np.float64), norm) for norm in NORMS}
+    rows = [(1.0, p.num_sessions, p.num_new_tokens, 0.0, p.new_x_context, p.context) for p in passes]
+    features, measured_s = np.asarray(rows, dtype=np.float64), np.asarray(measured_ms, dtype=np.float64) / 1e3
+    return {norm: _named(fit_costs(features, measured_s, (norm,)).costs, features, measured_s) for norm in NORMS}
 
 
 def best(fits: dict[float, PassFit]) -> PassFit:
@@ -89,33 +85,8 @@ def best(fits: dict[float, PassFit]) -> PassFit:
     return min(fits.values(), key=lambda fit: float(np.median(fit.relative_errors)))
 
 
-def _fit(passes: Sequence[PassFeatures], measured_ms: Floats, norm: float) -> PassFit:
-    """Least squares of log time; coefficients are exponentials of the free variables, so never negative."""
-    rows = [(1.0, p.num_sessions, p.context, 1.0, p.num_new_tokens, p.new_x_context) for p in passes]
-    features = np.asarray(rows, dtype=np.float64)
-    scale = features.max(axis=0)
-    x, log_ms = torch.from_numpy(features / scale), torch.from_numpy(np.log(measured_ms))
-    low, high = measured_ms.min(), measured_ms.max()
-    start = torch.tensor([low, 0.1 * low, 0.1 * low, 0.1 * low, high, 0.1 * high], dtype=torch.float64)
-    free = start.log().requires_grad_(True)
-
-    def log_time() -> torch.Tensor:
-        terms = x * free.exp()
-        # In logarithms, because a line to the power of 16 leaves the range of good numbers.
-        lines = torch.stack([terms[:, :3].sum(1).log(), terms[:, 3:].sum(1).log()])
-        return torch.logsumexp(norm * lines, dim=0) / norm
-
-    optimizer = torch.optim.LBFGS([free], max_iter=1000, tolerance_change=1e-12, line_search_fn="strong_wolfe")
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss = (log_time() - log_ms).square().mean()
-        torch.autograd.backward(loss)
-        return loss
-
-    optimizer.step(closure)
-    with torch.no_grad():
-        predicted_ms = log_time().exp().numpy()
-        prices = free.exp().numpy() / scale
-    named = {name: float(price * amount) for (name, amount), price in zip(_UNITS, prices, strict=True)}
-    return PassFit(norm, named, predicted_ms, np.abs(predicted_ms / measured_ms - 1))
+def _named(costs: Costs, features: Floats, measured_s: Floats) -> PassFit:
+    predicted_s = Estimator(costs).predict(features)
+    lines = {"memory": costs.memory, "arithmetic": costs.arithmetic}
+    named = {name: 1e3 * amount * lines[line][FEATURES.index(feature)] for name, line, feature, amount in _UNITS}
+    return PassFit(costs.norm, named, 1e3 * predicted_s, np.abs(predicted_s / measured_s - 1))

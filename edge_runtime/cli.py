@@ -88,6 +88,7 @@ def _add_session_arguments(parser: argparse.ArgumentParser) -> None:
         "--mode", choices=["free", "sync"], default="free", help="free: nobody waits; sync: one commit per draft [free]"
     )
     draft.add_argument("--threads", type=int, default=0, metavar="N", help="threads of the draft model [all cores]")
+    _add_slo_arguments(parser)
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="[%(default)s]")
     sampling.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy [%(default)s]")
@@ -97,7 +98,30 @@ def _add_session_arguments(parser: argparse.ArgumentParser) -> None:
     sampling.add_argument("--seed", type=int, default=0, metavar="S", help="equal seeds give equal texts [%(default)s]")
     sampling.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before TEXT (repeatable)")
     sampling.add_argument("--ignore-eos", action="store_true", help="generate on behind the end-of-text token")
-    parser.add_argument("--stats", action="store_true", help="print figures to standard error at the end")
+    parser.add_argument(
+        "--stats", action="store_true", help="print figures to standard error at the end, and whether the SLO was met"
+    )
+
+
+def _add_slo_arguments(parser: argparse.ArgumentParser) -> None:
+    slo = parser.add_argument_group(
+        "service level objective (SLO)",
+        "How soon you need the tokens; the server schedules by it. Loose numbers are kind to others, tight ones may be "
+        "answered 'overloaded': then wisp-edge waits and tries again. Name a class or give numbers; without any the "
+        "server's default holds.",
+    )
+    slo.add_argument(
+        "--slo", metavar="CLASS", help="a class that the server's operator has set up, such as interactive"
+    )
+    slo.add_argument(
+        "--ttft-ms", type=float, metavar="MS", help="time to the first token: the wait for an answer to begin"
+    )
+    slo.add_argument(
+        "--tpot-ms",
+        type=float,
+        metavar="MS",
+        help="mean time per further token; 200 is about the pace of reading",
+    )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ have arrived, so drafting and the network overlap and neither waits for the othe
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Protocol
 from edge_runtime.transport import VerifyTransport
 from wisp_plugin.edge_session import EdgeSession, Step
 from wisp_plugin.errors import RequestRefused, TransportError
-from wisp_plugin.messages import Close, Commit, Open, Sampling, Status, Tokens
+from wisp_plugin.messages import Close, Commit, Open, Sampling, Slo, Status, Tokens
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +36,45 @@ class Patience:
     """Limits of waiting, in seconds."""
 
     commit_s: float = 60.0  # without any commit this long, the connection counts as lost
-    reconnect_s: float = 60.0  # how long a lost connection is tried again
+    reconnect_s: float = 60.0  # how long a lost connection or an overloaded server is tried again
     first_retry_s: float = 0.1  # first pause between two tries; doubles up to `max_retry_s`
     max_retry_s: float = 2.0
     close_s: float = 1.0  # for the server's last word after a close
+
+
+@dataclass(slots=True)
+class TokenTimes:
+    """When a session's tokens came, by the client's clock: what its SLO is measured on (DESIGN.md section 2).
+
+    Time counts from the first try to open the session: who waits for an overloaded server waits, too.
+    """
+
+    opened_s: float = 0.0
+    first_s: float = math.inf
+    last_s: float = math.inf
+    num_tokens: int = 0
+
+    def on_tokens(self, num_tokens: int, now_s: float) -> None:
+        """`num_tokens` have come."""
+        if not num_tokens:
+            return
+        self.first_s = min(self.first_s, now_s)
+        self.last_s = now_s
+        self.num_tokens += num_tokens
+
+    @property
+    def ttft_ms(self) -> float:
+        """Time to the first token; infinite before it."""
+        return 1e3 * (self.first_s - self.opened_s)
+
+    @property
+    def mean_tpot_ms(self) -> float:
+        """Mean time per further token (0 before the second)."""
+        return 1e3 * (self.last_s - self.first_s) / (self.num_tokens - 1) if self.num_tokens > 1 else 0.0
+
+    def meet(self, slo: Slo) -> bool:
+        """True if the first token came in time and the further ones took at most `tpot_ms` each on average."""
+        return self.ttft_ms <= slo.ttft_ms and self.mean_tpot_ms <= slo.tpot_ms
 
 
 @dataclass(slots=True)
@@ -56,6 +92,7 @@ class EdgeClient:
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     on_commit: Callable[[Commit], None] = lambda commit: None
+    times: TokenTimes = field(default_factory=TokenTimes)
     _lost_since_s: float | None = None
     _pause_s: float = 0.0
 
@@ -64,8 +101,10 @@ class EdgeClient:
 
         Raises:
             RequestRefused: the server refused the session, or another connection took it over.
-            TransportError: the server could not be reached at first, or not again for `patience.reconnect_s`.
+            TransportError: the server could not be reached at first, or not again for `patience.reconnect_s`,
+                or was overloaded for that long.
         """
+        self.times.opened_s = self.clock()
         self.transport.open(self.session.reopen())
         while (step := self.session.next_step()) is not Step.DONE:
             try:
@@ -74,6 +113,7 @@ class EdgeClient:
                     self._check_status(commit)
                     tokens = self.session.on_commit(commit)
                     self._lost_since_s, self._pause_s = None, 0.0
+                    self.times.on_tokens(len(tokens), self.clock())
                     self.on_commit(commit)
                     yield tokens
                     done = self.session.next_step() is Step.DONE
@@ -101,8 +141,11 @@ class EdgeClient:
         if commit.status is Status.CLOSED:  # not by us: the server is going down, or lost patience
             raise TransportError("the server closed the session")
         if commit.status is Status.OVERLOADED:
-            self._pause_s = max(self._pause_s, (commit.retry_after_ms or 0) / 1e3)
-            raise TransportError("the server is overloaded")
+            if commit.retry_after_ms is None:
+                raise TransportError("the server is overloaded")
+            retry_after_s = commit.retry_after_ms / 1e3
+            self._pause_s = max(self._pause_s, retry_after_s)
+            raise TransportError(f"the server is overloaded (it asks to try again after {retry_after_s:g} s)")
         if commit.status is Status.CONFLICT:
             raise RequestRefused("the server holds this session with other parameters or other tokens")
         if commit.status is Status.SUPERSEDED:
@@ -118,7 +161,10 @@ class EdgeClient:
         self.session.on_drafted(token, self.clock() - started_s)
 
     def _reconnect(self, lost: TransportError) -> None:
-        """Open the session again, with growing pauses, until `reconnect_s` after the last sign of life."""
+        """Open the session again, with growing pauses, until `reconnect_s` after the last sign of life.
+
+        A pause that would end later than that is not begun.
+        """
         if self._lost_since_s is None:
             self._lost_since_s = self.clock()
             self._pause_s = max(self._pause_s, self.patience.first_retry_s)
@@ -133,7 +179,7 @@ class EdgeClient:
                 raise
             except TransportError as error:
                 lost = error
-        raise TransportError(f"gave up after {self.patience.reconnect_s:g} s: {lost}")
+        raise TransportError(f"gave up after waiting {self.clock() - self._lost_since_s:.1f} s: {lost}")
 
     def close(self) -> None:
         """Leave: tell the server if the session still runs (a stop string was found, the user left)."""

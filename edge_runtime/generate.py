@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_runtime.client import EdgeClient
+from edge_runtime.client import EdgeClient, TokenTimes
 from edge_runtime.drafter import Drafter
 from edge_runtime.tokenizer import StopMatcher, TextStream, Tokenizer
 from edge_runtime.transport import GrpcStream, TlsFiles
+from wisp_plugin.config import check_slo_class
 from wisp_plugin.controller import FixedAhead
 from wisp_plugin.edge_session import EdgeSession, EdgeStats
 from wisp_plugin.errors import ConfigError, InvalidRequest
@@ -20,6 +22,7 @@ from wisp_plugin.home import default_draft_dir
 from wisp_plugin.messages import Mode, Open, Sampling, Slo, Tokens
 from wisp_plugin.vocabulary import vocab_hash
 from wisp_plugin.wire import new_session_id
+from wisp_plugin.wire_values import named_slo, number
 from wisp_plugin.wire_values import sampling as checked_sampling
 
 
@@ -28,6 +31,7 @@ class Device:
     """What the commands share between prompts: tokenizer, draft model, options."""
 
     args: argparse.Namespace
+    slo: Slo
     folder: Path
     tokenizer: Tokenizer
     drafter: Drafter | None
@@ -35,10 +39,11 @@ class Device:
     @classmethod
     def load(cls, args: argparse.Namespace) -> Device:
         """Load what `args` name. Raises ModelError or ConfigError."""
+        slo = _slo(args)
         folder = default_draft_dir(args.draft) if args.draft in ("int8", "int4") else Path(args.draft)
         tokenizer = Tokenizer.load(folder)
         drafter = None if args.no_draft else Drafter.load(folder, num_threads=args.threads)
-        return cls(args, folder, tokenizer, drafter)
+        return cls(args, slo, folder, tokenizer, drafter)
 
     def client(self, prompt: Tokens) -> EdgeClient:
         """A client for one session behind `prompt`."""
@@ -53,14 +58,12 @@ class Device:
             prompt_len=len(prompt),
             max_new_tokens=args.max_new_tokens,
             sampling=_sampling(args, self.tokenizer.vocab_size),
-            slo=Slo(ttft_ms=2_000.0, tpot_ms=200.0),
+            slo=self.slo,
             mode=Mode(args.mode),
             eos_token_ids=() if args.ignore_eos else self.tokenizer.eos_token_ids,
         )
         limit = self.drafter.max_context_tokens if self.drafter else None
-        session = EdgeSession(
-            opened, FixedAhead(0 if args.no_draft else args.draft_length), max_context_tokens=limit
-        )
+        session = EdgeSession(opened, FixedAhead(0 if args.no_draft else args.draft_length), max_context_tokens=limit)
         if (args.ca or args.cert or args.key) and not args.tls:
             raise ConfigError("--ca, --cert and --key are for an encrypted connection; add --tls")
         tls = TlsFiles(*(Path(p) if p else None for p in (args.ca, args.cert, args.key)))
@@ -86,6 +89,23 @@ def _sampling(args: argparse.Namespace, vocab_size: int) -> Sampling:
         return checked_sampling(values, vocab_size)
     except InvalidRequest as error:
         raise ConfigError(str(error)) from None
+
+
+def _slo(args: argparse.Namespace) -> Slo:
+    """The SLO that the options ask for; numbers that only the server knows are infinite."""
+    given = {name: getattr(args, name) for name in ("ttft_ms", "tpot_ms") if getattr(args, name) is not None}
+    if args.slo is not None:
+        if given:
+            raise ConfigError(
+                "--slo names a class of the server, --ttft-ms and --tpot-ms give numbers; use one or the other"
+            )
+        check_slo_class(args.slo)
+        return named_slo(args.slo)
+    try:
+        checked = {name: number(given, name, math.inf, 0.001, 1e7) for name in given}
+    except InvalidRequest as error:
+        raise ConfigError(str(error)) from None
+    return Slo(**({"ttft_ms": math.inf, "tpot_ms": math.inf} | checked)) if checked else named_slo()
 
 
 def generate(args: argparse.Namespace) -> int:
@@ -126,6 +146,7 @@ def _print_stream(device: Device, client: EdgeClient, with_stats: bool) -> str:
     print(flush=True)
     if with_stats:
         _print_stats(client.session.stats, time.monotonic() - started_s)
+        print(slo_report(client.times, device.slo), file=sys.stderr)
     return "".join(parts)
 
 
@@ -138,3 +159,13 @@ def _print_stats(stats: EdgeStats, elapsed_s: float) -> None:
         + (f"; opened again {stats.num_reopened} times" if stats.num_reopened else ""),
         file=sys.stderr,
     )
+
+
+def slo_report(times: TokenTimes, slo: Slo) -> str:
+    """One line: the times that an SLO is about, and whether it was met if the client knows its numbers."""
+    measured = f"ttft {times.ttft_ms:.0f} ms, mean tpot {times.mean_tpot_ms:.1f} ms"
+    limits = {"ttft": slo.ttft_ms, "tpot": slo.tpot_ms}
+    known = ", ".join(f"{name} at most {limit:g} ms" for name, limit in limits.items() if limit < math.inf)
+    if not known:
+        return measured
+    return f"{measured}; SLO {'met' if times.meet(slo) else 'missed'} ({known})"

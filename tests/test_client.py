@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -117,7 +118,8 @@ def test_drafts_are_sent_while_commits_arrive() -> None:
     client = make_client([None, None, make_commit(3, 10), make_commit(4, 11), LAST], max_ahead=2, num_chunks=2)
     assert run(client) == [10, 11, 12]
     first = draft_token(ids(1, 2, 3))
-    assert same(client.transport.sent[0], make_draft(3, first))
+    told = dataclasses.replace(make_draft(3, first), next_us=250_000)  # what the token took
+    assert same(client.transport.sent[0], told)
     assert client.session.stats.drafting_s == 0.25 * client.session.stats.num_drafted > 0
 
 
@@ -158,7 +160,7 @@ def test_a_connection_lost_while_sending() -> None:
 
 def test_pauses_grow_up_to_a_limit_and_trying_ends() -> None:
     client = make_client([make_commit(3, 10), LOST], LOST)
-    with pytest.raises(TransportError, match=r"gave up after 10 s: connection reset"):
+    with pytest.raises(TransportError, match=r"gave up after waiting 9\.1 s: connection reset"):
         run(client)
     pauses = np.diff(client.transport.opened_s).round(6).tolist()
     assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0, 2.0]
@@ -173,7 +175,7 @@ def test_a_commit_makes_the_patience_new() -> None:
 
 def test_connections_that_break_without_a_commit_end_the_trying() -> None:
     client = make_client([LOST])
-    with pytest.raises(TransportError, match="gave up after 10 s"):
+    with pytest.raises(TransportError, match=r"gave up after waiting 9\.1 s"):
         run(client)
     assert client.transport.opened_s[-1] <= 10.0
 
@@ -187,7 +189,7 @@ def test_pauses_grow_also_if_the_connection_breaks_only_after_the_open() -> None
 
 def test_a_server_whose_commits_never_fit_is_given_up() -> None:
     client = make_client([make_commit(9, 10)])
-    with pytest.raises(TransportError, match="gave up after 10 s"):
+    with pytest.raises(TransportError, match=r"gave up after waiting 9\.1 s"):
         run(client)
 
 
@@ -208,6 +210,47 @@ def test_a_refusal_ends_the_session_at_once(connections: tuple[Any, ...]) -> Non
 def test_a_server_that_is_restarted_in_order_is_opened_again() -> None:
     client = make_client([make_commit(3, 10), make_commit(4, status=Status.CLOSED)], [make_commit(4, 11), LAST])
     assert run(client) == [10, 11, 12]
+
+
+# -- an overloaded server ---------------------------------------------------------------------------------------
+
+
+def overloaded(retry_after_ms: int | None) -> list[Commit]:
+    """A connection whose only commit says that there is no room."""
+    return [dataclasses.replace(make_commit(3, status=Status.OVERLOADED), retry_after_ms=retry_after_ms)]
+
+
+def test_an_overloaded_server_is_asked_again_when_it_said() -> None:
+    client = make_client(overloaded(3_000), overloaded(1_500), [make_commit(3, 10, 11), LAST])
+    assert run(client) == [10, 11, 12]
+    assert client.transport.opened_s == [0.0, 3.0, 5.0]  # never sooner than asked; the second pause is the client's own
+    assert [message.tokens.tolist() for message in client.transport.opens] == [[1, 2, 3]] * 3
+    assert client.session.stats.num_reopened == 2
+
+
+def test_an_overload_in_the_middle_of_a_session_loses_nothing() -> None:
+    full = [make_commit(3, 10), LOST]
+    client = make_client(full, overloaded(2_000), [make_commit(4, 11), LAST])
+    assert run(client) == [10, 11, 12]
+    assert client.transport.opens[-1].tokens.tolist() == [1, 2, 3, 10]
+
+
+@pytest.mark.parametrize(
+    ("retry_after_ms", "waited_s", "line"),
+    [
+        (4_000, 8.0, r"gave up after waiting 8\.0 s: the server is overloaded \(it asks to try again after 4 s\)"),
+        (60_000, 0.0, r"gave up after waiting 0\.0 s: the server is overloaded \(it asks to try again after 60 s\)"),
+        (0, 9.1, r"gave up after waiting 9\.1 s: the server is overloaded \(it asks to try again after 0 s\)"),
+        (None, 9.1, r"gave up after waiting 9\.1 s: the server is overloaded$"),
+    ],
+)
+def test_waiting_for_an_overloaded_server_has_a_limit(retry_after_ms: int | None, waited_s: float, line: str) -> None:
+    client = make_client(overloaded(retry_after_ms))
+    with pytest.raises(TransportError, match=line):
+        run(client)
+    assert client.clock() == pytest.approx(waited_s)
+    client.close()
+    assert client.transport.num_closed == 1
 
 
 # -- leaving ----------------------------------------------------------------------------------------------------

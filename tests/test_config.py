@@ -6,10 +6,13 @@ import dataclasses
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from wisp_plugin.config import EngineConfig, VerifierConfig, from_mapping
+from wisp_plugin.config import EngineConfig, VerifierConfig, check_slo_class, from_mapping, parse_slo_classes
 from wisp_plugin.edge_session import ACK_TOKENS
 from wisp_plugin.errors import ConfigError
+from wisp_plugin.messages import Slo
 
 
 @pytest.mark.parametrize("kind", [VerifierConfig, EngineConfig])
@@ -48,6 +51,13 @@ BAD: list[tuple[type[Any], dict[str, Any], tuple[str, ...]]] = [
     (EngineConfig, {"ttft_ms": 0}, ("'ttft_ms' is 0.0", "0.001 to")),
     (EngineConfig, {"tpot_ms": 1e8}, ("'tpot_ms' is 100000000.0", "to 10000000.0")),
     (EngineConfig, {"cancel_poll_s": 0.6}, ("'cancel_poll_s' is 0.6", "0.01 to 0.5")),
+    (EngineConfig, {"max_load": -0.1}, ("'max_load' is -0.1", "0.0 to 100.0")),
+    (EngineConfig, {"max_load": 101}, ("'max_load' is 101.0", "0.0 to 100.0")),
+    (EngineConfig, {"static_batch_sessions": 0}, ("'static_batch_sessions' is 0", "1 to")),
+    (EngineConfig, {"static_batch_wait_ms": -1}, ("'static_batch_wait_ms' is -1.0", "0.0 to 60000.0")),
+    (EngineConfig, {"static_batch_wait_ms": "nan"}, ("'static_batch_wait_ms' is nan", "0.0 to")),
+    (EngineConfig, {"prefix_sharing": "perhaps"}, ("'prefix_sharing' must be bool", "'perhaps'")),
+    (EngineConfig, {"slo_classes": "tight=0/1"}, ("ttft_ms of tight' is 0.0", "0.001 to")),
     (VerifierConfig, {"dtype": "int8"}, ("'dtype' is 'int8'", "auto, float32, bfloat16, float16")),
     (VerifierConfig, {"kv_block_tokens": 0}, ("'kv_block_tokens' is 0", "1 to 1024")),
     (VerifierConfig, {"kv_block_tokens": 32, "kv_tokens": 63}, ("'kv_tokens' is 63", "64 to")),
@@ -86,3 +96,66 @@ def test_a_thin_client_acknowledges_before_it_is_paused() -> None:
     with pytest.raises(ConfigError):
         EngineConfig(max_unacked_tokens=2 * ACK_TOKENS - 1)
     EngineConfig(max_unacked_tokens=2 * ACK_TOKENS)
+
+
+# -- SLO classes ------------------------------------------------------------------------------------------------
+
+names = st.from_regex(r"[a-z][a-z0-9_-]{0,31}", fullmatch=True).filter(lambda name: name not in ("default", "custom"))
+times_ms = st.floats(0.001, 1e7)
+
+
+def test_slo_classes() -> None:
+    classes = parse_slo_classes("interactive=500/60, relaxed = 3000 / 2.5e2")
+    assert classes == {"interactive": Slo(500.0, 60.0, "interactive"), "relaxed": Slo(3000.0, 250.0, "relaxed")}
+    assert list(classes) == ["interactive", "relaxed"]
+    assert parse_slo_classes("") == parse_slo_classes(" ") == {}
+
+
+@given(
+    st.dictionaries(names, st.tuples(times_ms, times_ms), min_size=1, max_size=16), st.sampled_from([",", ", ", " , "])
+)
+def test_slo_classes_come_back_as_they_were_written(numbers: dict[str, tuple[float, float]], comma: str) -> None:
+    text = comma.join(f"{name}={ttft_ms!r}/{tpot_ms!r}" for name, (ttft_ms, tpot_ms) in numbers.items())
+    assert parse_slo_classes(text) == {name: Slo(*both, name) for name, both in numbers.items()}
+    assert from_mapping(EngineConfig, {"slo_classes": text}).slo_classes == text
+
+
+BAD_CLASSES = {
+    "a": "has 'a'; the form is NAME=TTFT_MS/TPOT_MS",
+    "a=1": "has 'a=1'; the form is",
+    "a=1/2/3": "the form is",
+    "a=1/2=3": "the form is",
+    "a=1/two": "the form is",
+    "a=1/2,": "has ''; the form is",
+    "a=1/2 b=3/4": "the form is",
+    "a=1/2,a=3/4": "has 'a' twice",
+    "=1/2": "SLO class ''; allowed: a lower-case letter",
+    "Fast=1/2": "SLO class 'Fast'; allowed",
+    "9=1/2": "SLO class '9'; allowed",
+    "two words=1/2": "SLO class 'two words'; allowed",
+    "a\nb=1/2": r"SLO class 'a\nb'; allowed",
+    "a" * 33 + "=1/2": "up to 31 of",
+    "default=1/2": "names 'default', which is taken",
+    "custom=1/2": "names 'custom', which is taken",
+    "a=0/2": "ttft_ms of a' is 0.0; allowed: 0.001 to",
+    "a=1/1e8": "tpot_ms of a' is 100000000.0; allowed: 0.001 to",
+    "a=nan/1": "ttft_ms of a' is nan",
+    "a=1/inf": "tpot_ms of a' is inf",
+    ",".join(f"a{i}=1/2" for i in range(17)): "has 17 classes; allowed: 16",
+}
+
+
+@pytest.mark.parametrize("text", BAD_CLASSES)
+def test_bad_slo_classes(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        EngineConfig(slo_classes=text)
+    assert BAD_CLASSES[text] in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_form_of_a_class_name() -> None:
+    for name in ("a", "tight", "a-b_9", "a" * 32, "default"):
+        check_slo_class(name)
+    for name in ("", "A", "-a", "a b", "a\n", "a" * 33, "\N{LATIN SMALL LETTER E WITH ACUTE}"):
+        with pytest.raises(ConfigError, match="SLO class"):
+            check_slo_class(name)

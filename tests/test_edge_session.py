@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.factories import ids, make_commit, make_draft, make_open, same
 from wisp_plugin.controller import ChainState, FixedAhead
 from wisp_plugin.edge_session import ACK_TOKENS, EdgeSession, Step
 from wisp_plugin.errors import ConfigError, TransportError
 from wisp_plugin.messages import Commit, Draft, Mode, Origin, Status
+from wisp_plugin.wire import WireLimits, decode_request, encode_request
 
 A, C, B = Origin.ACCEPTED, Origin.CORRECTION, Origin.BONUS
 
@@ -32,6 +36,11 @@ def drafted(session: EdgeSession, *tokens: int, seconds: float = 1.0) -> list[Dr
             sent.append(session.take_message())
         else:
             return sent
+
+
+def content(draft: Draft) -> Draft:
+    """What a message says about tokens, without the time to the next one."""
+    return dataclasses.replace(draft, next_us=-1)
 
 
 def mixed(start: int, *pairs: tuple[int, Origin], status: Status = Status.RUNNING) -> Commit:
@@ -67,7 +76,7 @@ def test_commits_and_the_chain(name: str) -> None:
     assert session.chain.tolist() == chain
     assert session.context().tolist() == [1, 2, 3, *committed, *chain]
     (sent,) = drafted(session, 99)
-    assert same(sent, message)
+    assert same(content(sent), message)
 
 
 def test_a_commit_that_overtakes_what_was_not_sent_yet() -> None:
@@ -79,7 +88,7 @@ def test_a_commit_that_overtakes_what_was_not_sent_yet() -> None:
     session.on_drafted(9, 1.0)
     session.on_drafted(10, 1.0)
     assert session.next_step() is Step.SEND
-    assert same(session.take_message(), make_draft(5, 7, 8, 9, 10))  # START = SEEN: a new chain for the server
+    assert same(content(session.take_message()), make_draft(5, 7, 8, 9, 10))  # START = SEEN: a new chain for the server
 
 
 def test_at_most_so_many_ahead_and_on_with_every_commit() -> None:
@@ -157,6 +166,104 @@ def test_a_thin_client_acknowledges_now_and_then() -> None:
     assert session.next_step() is Step.WAIT
 
 
+# -- the time to the next message -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("message_tokens", "next_us"), [(1, 20_000), (2, 40_000), (3, 60_000)])
+def test_a_message_tells_when_the_next_one_comes(message_tokens: int, next_us: int) -> None:
+    messages = drafted(make_edge(64, message_tokens, max_new_tokens=60), *[5] * 12, seconds=0.02)
+    assert {message.next_us for message in messages} == {next_us}
+    assert {message.survival for message in messages} == {None}
+
+
+def test_the_last_message_before_the_device_stops_announces_none() -> None:
+    assert [m.next_us for m in drafted(make_edge(max_ahead=3), 5, 6, 7, seconds=0.5)] == [500_000, 500_000, -1]
+    end_token = drafted(make_edge(eos_token_ids=(2,)), 5, 2, seconds=0.5)
+    assert [message.next_us for message in end_token] == [500_000, -1]
+    last_position = drafted(make_edge(max_new_tokens=4), 5, 6, 7, seconds=0.5)
+    assert [message.next_us for message in last_position] == [500_000, 500_000, -1]
+
+
+def test_the_last_message_of_a_session_is_announced_as_short_as_it_will_be() -> None:
+    messages = drafted(make_edge(64, 3, max_new_tokens=5), 5, 6, 7, 8, seconds=0.01)
+    assert [(len(message.tokens), message.next_us) for message in messages] == [(3, 10_000), (1, -1)]
+
+
+@pytest.mark.parametrize("position", range(1, 12))
+def test_one_slow_token_does_not_change_what_is_announced(position: int) -> None:
+    session, announced = make_edge(64, max_new_tokens=60), []
+    for number in range(12):
+        session.on_drafted(5, 3.0 if number == position else 0.01)
+        announced.append(session.take_message().next_us)
+    assert set(announced) == {10_000}
+
+
+def test_a_slow_first_token_is_forgotten_with_the_second() -> None:
+    session = make_edge(64, max_new_tokens=60)
+    session.on_drafted(5, 3.0)
+    assert session.take_message().next_us == 3_000_000
+    session.on_drafted(5, 0.01)
+    assert session.take_message().next_us == 10_000
+
+
+def test_a_device_that_becomes_slower_says_so_after_some_tokens() -> None:
+    session = make_edge(64, max_new_tokens=60)
+    drafted(session, *[5] * 20, seconds=0.01)
+    assert drafted(session, *[5] * 5, seconds=0.03)[-1].next_us == 30_000
+
+
+@pytest.mark.parametrize(("seconds", "next_us"), [(0.0, 0), (1e-7, 0), (1e6, 2**31 - 1)])
+def test_what_is_announced_fits_the_wire(seconds: float, next_us: int) -> None:
+    (message,) = drafted(make_edge(), 5, seconds=seconds)
+    assert message.next_us == next_us
+    assert same(decode_request(*encode_request(message), WireLimits(50, 64, max_draft_ahead=8)), message)
+
+
+def test_sync_announces_nothing() -> None:
+    session = make_edge(mode=Mode.SYNC)
+    session.on_commit(make_commit(3, 5))
+    assert [message.next_us for message in drafted(session, 6, 7, 8, 9)] == [-1]
+    session.on_commit(make_commit(4, 5))
+    session.on_drafted(6, 1.0)
+    assert session.take_message().next_us == -1  # not even if the chain could go on
+
+
+def test_an_acknowledgement_announces_nothing_even_if_drafting_pays_again() -> None:
+    class Moody:
+        pays = False
+
+        def draft_on(self, chain: ChainState) -> bool:
+            return self.pays
+
+    controller = Moody()
+    session = EdgeSession(make_open(max_new_tokens=300), controller)
+    session.on_commit(make_commit(3, *[1] * ACK_TOKENS))
+    assert session.next_step() is Step.SEND
+    controller.pays = True
+    assert same(session.take_message(), make_draft(3 + ACK_TOKENS))
+
+
+@given(
+    st.integers(0, 8),
+    st.integers(1, 4),
+    st.lists(st.tuples(st.integers(0, 4), st.floats(0.0, 100.0)) | st.lists(st.integers(0, 4), min_size=1, max_size=3)),
+)
+def test_a_next_message_is_announced_if_and_only_if_drafting_goes_on(
+    max_ahead: int, message_tokens: int, events: list[Any]
+) -> None:
+    """A draft token with its time, or the tokens of a commit; after each, all that is due is sent."""
+    session = make_edge(max_ahead, message_tokens, eos_token_ids=(2,))
+    for event in events:
+        if isinstance(event, tuple) and session.next_step() is Step.DRAFT:
+            session.on_drafted(*event)
+        elif isinstance(event, list) and len(session.committed) + len(event) <= 23:
+            session.on_commit(make_commit(len(session.committed), *event))
+        while session.next_step() is Step.SEND:
+            message = session.take_message()
+            assert (message.next_us >= 0) == (session.next_step() is Step.DRAFT)
+            assert len(message.tokens) or message.next_us == -1
+
+
 # -- sync rounds ------------------------------------------------------------------------------------------------
 
 
@@ -195,7 +302,7 @@ def test_reopening_sends_everything_received_and_the_chain_again() -> None:
     assert same(message, make_open(tokens=ids(1, 2, 3, 5), max_new_tokens=20))
     session.on_commit(make_commit(4, 6))  # what the server had committed meanwhile
     (sent,) = drafted(session)
-    assert same(sent, make_draft(5, 7))
+    assert same(content(sent), make_draft(5, 7))
 
 
 @pytest.mark.parametrize(("received", "step"), [((), Step.WAIT), ((5,), Step.DRAFT)])

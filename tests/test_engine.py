@@ -245,5 +245,5 @@ def test_eviction_goes_unnoticed() -> None:
     replies = [server.open(number, max_new_tokens=20) for number in range(4)]
     server.steps(300, 0.02)
     assert all(reply.tokens == target_alone(ids(1, 2, 3), 23)[3:] for reply in replies)
-    assert server.engine.totals.evictions > 0
-    assert server.engine.totals.committed_tokens == 80
+    assert server.engine.telemetry.totals.evictions > 0
+    assert server.engine.telemetry.totals.committed_tokens == 80

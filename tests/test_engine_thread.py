@@ -151,4 +151,4 @@ def test_clients_in_threads_each_get_their_tokens() -> None:
     wait_until(lambda: all(reply.finished for reply in replies))
     engine.stop()
     assert all(len(reply.tokens) == 20 for reply in replies)
-    assert engine.totals.committed_tokens == 480
+    assert engine.telemetry.totals.committed_tokens == 480

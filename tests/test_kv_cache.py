@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from triton_models.kv_cache import KvCache, token_slots
-from wisp_plugin.kv_blocks import BlockPool
+from triton_models.kv_cache import KvCache
+from wisp_plugin.kv_blocks import BlockPool, token_slots
 
 NUM_LAYERS, NUM_KV_HEADS, HEAD_DIM = 2, 3, 4
 
@@ -90,3 +91,24 @@ def test_integrity_check_sees_a_broken_tensor() -> None:
     cache.values[1][int(cache.slots("a")[3])] = float("nan")
     with pytest.raises(AssertionError, match="layer 1, session a"):
         cache.check_integrity()
+
+
+def test_a_copied_block_is_the_reader_s_own() -> None:
+    cache = make_cache()
+    tokens = np.arange(8, dtype=np.int32)
+    written = write_tokens(cache, "a", 0, 8)
+    cache.pool.remember("a", tokens)
+    assert cache.pool.adopt("b", tokens[:7]) == 6
+    cache.copy_blocks(cache.pool.extend("b", 8))
+    slots = torch.from_numpy(cache.slots("b")[6:])
+    for layer in range(NUM_LAYERS):
+        cache.write(layer, slots, torch.full((2, NUM_KV_HEADS, HEAD_DIM), 7.0), torch.full_like(written[:2], 7.0))
+    for layer in range(NUM_LAYERS):
+        keys, values = cache.read(layer, cache.view("a"))
+        torch.testing.assert_close(keys, written + 100 * layer)
+        torch.testing.assert_close(values, -keys)
+        keys, values = cache.read(layer, cache.view("b"))
+        torch.testing.assert_close(keys[:6], written[:6] + 100 * layer)
+        torch.testing.assert_close(values[:6], -keys[:6])
+        assert (keys[6:] == 7.0).all()
+    cache.check_integrity()

@@ -17,6 +17,7 @@ from tests.fakes import VOCAB_SIZE, FakeClock, FakeReply, FakeVerifier, draft_to
 from wisp_plugin.controller import FixedAhead
 from wisp_plugin.edge_session import EdgeSession, Step
 from wisp_plugin.messages import Draft, Mode, Open, Status
+from wisp_plugin.scheduler import POLICIES
 
 EVENTS = ("edge", "up", "server", "down", "disconnect", "restart", "evict", "time")
 
@@ -58,16 +59,18 @@ class Device:
 class World:
     """Devices, one server, and the events between them."""
 
-    def __init__(self, devices: list[Device], num_blocks: int, max_pass_tokens: int) -> None:
+    def __init__(self, devices: list[Device], num_blocks: int, max_pass_tokens: int, policy: str = "wisp") -> None:
         self.devices = devices
         self.clock = FakeClock()
         self.num_blocks = num_blocks
-        self.config = make_config(max_pass_tokens=max_pass_tokens, max_unacked_tokens=128)
+        self.config = make_config(
+            policy=policy, max_pass_tokens=max_pass_tokens, max_unacked_tokens=128, static_batch_sessions=2, max_load=0
+        )
         self.boot()
 
     def __repr__(self) -> str:
         devices = [(device.opened.mode.value, device.opened.tokens.tolist()) for device in self.devices]
-        return f"World({devices}, {self.num_blocks} blocks)"
+        return f"World({self.config.policy}, {devices}, {self.num_blocks} blocks)"
 
     def boot(self) -> None:
         self.verifier = FakeVerifier(self.num_blocks)
@@ -123,10 +126,11 @@ def worlds(draw: st.DrawFn) -> World:
         devices.append(Device(opened, draw(st.integers(0, 6))))
     longest = max(device.opened.end for device in devices)
     fits_one = -(-longest // 4)
-    return World(devices, draw(st.integers(fits_one, 3 * fits_one)), draw(st.integers(1, 24)))
+    policy = draw(st.sampled_from(list(POLICIES)))
+    return World(devices, draw(st.integers(fits_one, 3 * fits_one)), draw(st.integers(1, 24)), policy)
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(worlds(), st.lists(st.tuples(st.sampled_from(EVENTS), st.integers(0, 2)), max_size=120))
 def test_every_session_commits_exactly_the_targets_tokens(world: World, events: list[tuple[str, int]]) -> None:
     for event, number in events:

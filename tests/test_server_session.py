@@ -1,8 +1,8 @@
-"""One session on the server: the rules of the draft buffer, rounds, ends, resumption."""
+"""One session on the server: what a pass commits, chunks, rounds, turns. The buffer: see test_draft_buffer."""
 
 from __future__ import annotations
 
-import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -10,94 +10,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.factories import ids, make_draft, make_session
+from tests.factories import GARBAGE, SESSION, give_pass, ids, make_draft, make_session
 from tests.fakes import target_alone, target_token
 from wisp_plugin.errors import InvalidRequest
-from wisp_plugin.messages import Commit, Mode, Origin, PassItem, PassOutcome, Sampling, Status, Timing
+from wisp_plugin.messages import Draft, Mode, Origin, PassItem, PassOutcome, Sampling, Status, Timing
 from wisp_plugin.server_session import ServerSession
 
 D, A, C, B = Origin.DECODED, Origin.ACCEPTED, Origin.CORRECTION, Origin.BONUS
-GARBAGE = 77  # a choice behind the first difference: it means nothing
-
-
-def give(session: ServerSession, *chosen: int, budget: int = 100, now_s: float = 1.0) -> Commit | None:
-    """A pass in which the target chooses `chosen`."""
-    item = session.pass_item(budget)
-    padded = (*chosen, *[GARBAGE] * item.num_choices)[: item.num_choices]
-    return session.commit(item, PassOutcome(session.id, ids(*padded)), Timing(), now_s)
 
 
 def started(**values: Any) -> ServerSession:
     """A session with prompt 1, 2, 3 and the first token, 10, at position 3."""
     session = make_session(**({"max_new_tokens": 20} | values))
-    give(session, 10)
+    give_pass(session, 10)
     return session
-
-
-def buffered(session: ServerSession) -> list[int]:
-    """The draft tokens that the next pass would verify."""
-    return session.pass_item(100).tokens[session.num_committed :].tolist()
-
-
-def draft(start: int, seen: int, *tokens: int) -> tuple[str, Any]:
-    return "draft", make_draft(start, *tokens, seen=seen)
-
-
-def run(*chosen: int, budget: int = 100) -> tuple[str, Any]:
-    return "pass", (chosen, budget)
-
-
-BUFFER_RULES: dict[str, tuple[list[tuple[str, Any]], list[int]]] = {
-    "a new chain": ([draft(4, 4, 5, 6)], [5, 6]),
-    "START = SEEN replaces": ([draft(4, 4, 5, 6), draft(4, 4, 7)], [7]),
-    "START = SEEN replaces, also by nothing": ([draft(4, 4, 5, 6), draft(4, 4)], []),
-    "START > SEEN continues": ([draft(4, 4, 5), draft(5, 4, 6, 7)], [5, 6, 7]),
-    "continues an empty chain of START = SEEN only at its end": ([draft(4, 4), draft(5, 4, 6)], []),
-    "a gap is stale": ([draft(4, 4, 5), draft(6, 4, 7)], [5]),
-    "an overlap is stale": ([draft(4, 4, 5, 6), draft(5, 4, 6, 7)], [5, 6]),
-    "a stale message does not end the chain": ([draft(4, 4, 5), draft(6, 4, 9), draft(5, 4, 6)], [5, 6]),
-    "without a chain nothing continues": ([draft(4, 3, 5)], []),
-    "a decoded token equal to the first keeps the tail": ([draft(4, 4, 5, 6, 7), run(5, budget=1)], [6, 7]),
-    "a decoded token that differs clears": ([draft(4, 4, 5, 6, 7), run(9, budget=1)], []),
-    "a bonus equal to the next keeps the tail": ([draft(4, 4, 5, 6, 7), run(5, 6, budget=2)], [7]),
-    "a bonus that differs clears": ([draft(4, 4, 5, 6, 7), run(5, 9, budget=2)], []),
-    "a correction clears": ([draft(4, 4, 5, 6, 7), run(5, 9)], []),
-    "a bonus behind the whole chain": ([draft(4, 4, 5), run(5, 6)], []),
-    "the chain lives behind a bonus: late and equal": ([draft(4, 4, 5), run(5, 6), draft(5, 4, 6, 7)], [7]),
-    "all late, all equal, then on": ([draft(4, 4), run(5), run(6), draft(4, 4, 5), draft(5, 4, 6, 7)], [7]),
-    "late and different drops the rest": ([draft(4, 4, 5), run(5, 6), draft(5, 4, 9, 7)], []),
-    "a chain broken by late tokens stays dead": (
-        [draft(4, 4, 5), run(5, 6), draft(5, 4, 9, 7), draft(7, 4, 8), draft(6, 5, 8)],
-        [],
-    ),
-    "START = SEEN starts again behind a broken chain": ([draft(4, 4, 5), run(9), draft(5, 5, 8)], [8]),
-    "a broken chain takes nothing": ([draft(4, 4, 5, 6), run(9), draft(6, 4, 7)], []),
-    "START = SEEN that is late itself": ([run(5), draft(4, 4, 5, 6)], [6]),
-    "START = SEEN that is late and different": ([run(5), draft(4, 4, 9, 6)], []),
-    "a late different START = SEEN also drops what was there": ([run(5), draft(5, 5, 6), draft(4, 4, 9)], []),
-    "plain decoding overtakes the whole chain": ([draft(4, 4, 5), run(5, 6), run(7), draft(5, 4, 6, 7, 8)], [8]),
-}
-
-
-@pytest.mark.parametrize("name", BUFFER_RULES)
-def test_draft_buffer(name: str) -> None:
-    steps, expected = BUFFER_RULES[name]
-    session = started()
-    for kind, value in steps:
-        if kind == "draft":
-            session.on_draft(value, 1.0)
-        else:
-            give(session, *value[0], budget=value[1])
-    assert buffered(session) == expected
-    assert session.num_buffered == len(expected)
-
-
-def test_drafts_never_reach_the_last_position() -> None:
-    session = started(max_new_tokens=4)  # positions 4, 5, 6 are left; the token at 6 is the target's own
-    session.on_draft(make_draft(4, 5, 6, 7, 8), 1.0)
-    assert buffered(session) == [5, 6]
-    session.on_draft(make_draft(8, 9, seen=4), 1.0)
-    assert buffered(session) == [5, 6]
 
 
 ENDS: list[tuple[list[int], list[int], list[int], list[Origin], Status]] = [
@@ -142,11 +68,11 @@ def test_what_a_pass_commits(
 
 def test_prefill_in_chunks() -> None:
     session = make_session(prompt=range(10))
-    assert give(session, budget=4) is None
+    assert give_pass(session, budget=4) is None
     assert (session.num_cached, session.num_committed) == (4, 10)
-    item = session.pass_item(6)
-    assert (item.num_cached, item.num_new_tokens, item.is_prefill_chunk) == (4, 6, False)
-    commit = give(session, 5, budget=6)
+    item = session.pass_item(6, 0, "turn")
+    assert (item.num_cached, item.num_new_tokens, item.is_prefill_chunk, item.reason) == (4, 6, False, "turn")
+    commit = give_pass(session, 5, budget=6)
     assert commit is not None
     assert (commit.start, commit.tokens.tolist(), session.num_cached) == (10, [5], 10)
 
@@ -154,7 +80,7 @@ def test_prefill_in_chunks() -> None:
 def test_sync_takes_one_draft_per_commit() -> None:
     session = make_session(mode=Mode.SYNC)
     assert session.is_due  # the prefill
-    give(session, 10, now_s=1.0)
+    give_pass(session, 10, now_s=1.0)
     assert not session.is_due
     session.on_draft(make_draft(4, 5, seen=3), 1.5)  # drafted before it saw the last commit: not this round's
     assert not session.is_due
@@ -163,7 +89,7 @@ def test_sync_takes_one_draft_per_commit() -> None:
     assert session.ready_since_s == 2.0
     session.on_draft(make_draft(4, 5), 3.0)  # another one neither opens another round nor moves it back in the queue
     assert session.ready_since_s == 2.0
-    give(session, 5, 6)
+    give_pass(session, 5, 6)
     assert not session.is_due
 
 
@@ -184,27 +110,20 @@ def test_seen_outside_the_generated_tokens(seen: int) -> None:
 
 def test_drafts_behind_the_end_are_taken_without_effect() -> None:
     session = started(max_new_tokens=2)
-    give(session, 5)
+    give_pass(session, 5)
     session.on_draft(make_draft(4, 5, 6), 1.0)
     assert (session.status, session.num_buffered, session.num_acked) == (Status.LENGTH, 0, 4)
 
 
 def test_pause_until_acknowledged() -> None:
     session = started()
-    give(session, 5)
+    give_pass(session, 5)
     assert session.is_paused(2)
     assert not session.is_paused(3)
     session.on_draft(make_draft(4), 1.0)
     assert not session.is_paused(2)
     session.on_draft(make_draft(3), 1.0)  # an old acknowledgement takes nothing back
     assert session.num_acked == 4
-
-
-def test_a_draft_token_is_counted_once() -> None:
-    session = started()
-    session.on_draft(make_draft(4, 5, 6, 7), 1.0)
-    give(session, 5, 9, budget=3)  # verified: 5 and 6; accepted: 5; only 7 was drafted on a wrong prefix
-    assert dataclasses.astuple(session.counts) == (3, 2, 1, 0, 1)
 
 
 @settings(max_examples=200, deadline=None)
@@ -225,7 +144,8 @@ def test_no_draft_changes_what_is_committed(mode: Mode, steps: list[tuple[int, i
         if 3 <= seen <= session.num_committed:
             session.on_draft(make_draft(start, *right, seen=seen), 0.0)
         if budget and session.is_due:
-            item = session.pass_item(budget)
+            num_uncached = min(budget, session.num_uncached)
+            item = session.pass_item(num_uncached, min(budget - num_uncached, session.num_buffered))
             first = item.first_choice_position
             chosen = [target_token(item.tokens[: first + i]) for i in range(item.num_choices)]
             session.commit(item, PassOutcome(session.id, ids(*chosen)), Timing(), 0.0)
@@ -233,3 +153,51 @@ def test_no_draft_changes_what_is_committed(mode: Mode, steps: list[tuple[int, i
         assert session.num_committed + session.num_buffered < session.opened.end or session.finished
 
 
+# -- turns and what is expected of the client -------------------------------------------------------------------
+
+
+def told(next_us: int, start: int = 4, *tokens: int) -> Draft:
+    return Draft(SESSION, start, start, ids(*tokens), None, next_us)
+
+
+def test_a_chunk_is_a_turn() -> None:
+    session = make_session(prompt=range(10))
+    give_pass(session, budget=4, now_s=3.0)
+    assert (session.ready_since_s, session.newest_input_s, session.timeline.first_s) == (3.0, 0.0, None)
+
+
+def test_turns_are_smoothed_from_the_second_commit_on() -> None:
+    session = started()  # at 1.0
+    assert (session.tokens_per_turn, session.turn_gap_s) == (1.0, 0.0)
+    session.on_draft(make_draft(4, 5, 6), 1.0)
+    give_pass(session, 5, 6, 7, now_s=1.5)
+    assert session.tokens_per_turn == pytest.approx(1.4)
+    assert session.turn_gap_s == 0.5  # the first gap is taken as it is
+    give_pass(session, 8, now_s=1.6)
+    assert session.turn_gap_s == pytest.approx(0.42)
+
+
+def test_when_the_next_draft_is_expected() -> None:
+    session = started()
+    assert session.next_draft_s == math.inf
+    session.on_draft(told(50_000, 4, 5, 6), 1.2)
+    assert session.next_draft_s == pytest.approx(1.25)
+    session.on_draft(told(-1, 4, 5, 6), 1.3)  # none before a commit
+    assert session.next_draft_s == math.inf
+    assert session.timeline.way_s == pytest.approx(0.1)  # half of 0.2 s between the commit and the first message
+    give_pass(session, 5, 6, 7, now_s=2.0)
+    assert session.next_draft_s == pytest.approx(2.0 + 0.2 + 0.05)
+
+
+def test_a_message_that_is_expected_anyway_is_not_put_off_by_a_commit() -> None:
+    session = started()
+    session.on_draft(told(500_000, 4, 5, 6, 7), 1.2)
+    give_pass(session, 5, budget=1, now_s=1.3)  # the chain goes on
+    assert (session.num_buffered, session.next_draft_s) == (2, pytest.approx(1.7))
+
+
+def test_resumption_forgets_drafts_on_their_way() -> None:
+    session = started()
+    session.on_draft(told(50_000, 4, 5, 6), 1.2)
+    session.resume(session.opened, 2.0)
+    assert (session.next_draft_s, session.num_buffered, session.ready_since_s) == (math.inf, 0, 2.0)

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.factories import ids, make_draft, make_open, make_session, session_id
+from tests.factories import give_pass, ids, make_draft, make_open, make_session, session_id
 from tests.fakes import FakeReply
 from wisp_plugin.errors import UnknownSession
-from wisp_plugin.messages import Mode, Origin, PassOutcome, Sampling, Slo, Status, Timing
+from wisp_plugin.messages import Mode, Origin, Sampling, Slo, Status
 from wisp_plugin.server_session import ServerSession
 from wisp_plugin.session_table import SessionTable
 
@@ -20,7 +20,7 @@ def with_tokens(*generated: int, **values: Any) -> ServerSession:
     """A session whose passes gave `generated` behind the prompt 1, 2, 3."""
     session = make_session(**values)
     for token in generated:
-        session.commit(session.pass_item(100), PassOutcome(session.id, ids(token)), Timing(), 1.0)
+        give_pass(session, token)
     return session
 
 
@@ -128,7 +128,7 @@ def test_either_side_may_be_ahead(num_known: int) -> None:
 def test_catching_up_tells_the_origins_again() -> None:
     held = make_session(max_new_tokens=8)
     held.on_draft(make_draft(3, 10, 11), 0.0)
-    held.commit(held.pass_item(100), PassOutcome(held.id, ids(10, 11, 12)), Timing(), 1.0)
+    give_pass(held, 10, 11, 12)
     commit = held.resume(make_open(), 2.0)
     assert commit is not None
     assert commit.origin.tolist() == [Origin.ACCEPTED, Origin.ACCEPTED, Origin.BONUS]
@@ -166,9 +166,7 @@ def test_a_finished_session_tells_its_end_again(last: int, values: dict[str, Any
         ((), {"prompt": (1, 2), "eos_token_ids": (2,)}, Status.RUNNING),  # an EOS in the prompt ends nothing
     ],
 )
-def test_what_the_client_holds_may_be_the_end(
-    tokens: tuple[int, ...], values: dict[str, Any], status: Status
-) -> None:
+def test_what_the_client_holds_may_be_the_end(tokens: tuple[int, ...], values: dict[str, Any], status: Status) -> None:
     prompt = values.get("prompt", (1, 2, 3))
     session = make_session(tokens=ids(*prompt, *tokens), **values)
     session.settle_status()

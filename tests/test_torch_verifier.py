@@ -162,6 +162,66 @@ def test_eviction_and_recompute_change_nothing(folder: Path) -> None:
         num_cached = end
 
 
+@pytest.mark.parametrize("gather", [False, True])
+def test_an_adopted_prefix_gives_the_same_logits_and_leaves_its_owner_alone(folder: Path, gather: bool) -> None:
+    verifier, plain = make_verifier(folder, gather=gather), plain_model(folder)
+    system = random_tokens(11, 22)  # five blocks and a half
+    own, other = (np.concatenate([system, random_tokens(seed, 9)]) for seed in (12, 13))
+    verifier.run([chunk("a", own[:28], 0)])
+    num_cached = verifier.pool.adopt("b", other)
+    assert num_cached == 22
+    items = [PassItem("a", own, 28, 1, Sampling()), PassItem("b", other, num_cached, 3, Sampling())]
+    logits = verifier.compute_logits(items)
+    expected = [plain_logits(plain, item.tokens, 0)[-item.num_choices :] for item in items]
+    torch.testing.assert_close(logits, torch.cat(expected), rtol=1e-4, atol=1e-4)
+    assert len(set(verifier.pool.blocks("a")) & set(verifier.pool.blocks("b"))) == 5
+    verifier.cache.check_integrity()
+
+
+def test_sessions_that_share_give_the_tokens_of_the_target_alone(model_dirs: dict[str, Path]) -> None:
+    verifier, plain = make_verifier(model_dirs["llama"], num_blocks=40), plain_model(model_dirs["llama"])
+    system = random_tokens(14, 14)
+    prompts = [np.concatenate([system, random_tokens(20 + i, 1 + 2 * i)]) for i in range(3)]
+    truths = [step_by_step(plain, prompt, SAMPLED, 10) for prompt in prompts]
+    lengths = {0: (len(prompts[0]), 0)}  # committed and cached tokens of the sessions that have begun
+    for _ in range(8):
+        items = []
+        for i, (num_tokens, num_cached) in lengths.items():
+            draft = truths[i][num_tokens : num_tokens + 2].copy()
+            draft[1:] = (draft[1:] + 1) % VOCAB  # right, then wrong: KV is written and cut off in every pass
+            tokens = np.concatenate([truths[i][:num_tokens], draft])
+            items.append(PassItem(str(i), tokens, num_cached, len(draft), SAMPLED))
+        for i, (item, outcome) in enumerate(zip(items, verifier.run(items), strict=True)):
+            first = item.first_choice_position
+            num_accepted = coupling.count_accepted(item.tokens[first:], outcome.chosen)
+            assert num_accepted == min(item.num_draft_tokens, 1)
+            assert outcome.chosen[0] == truths[i][first]
+            lengths[i] = (min(first + num_accepted + 1, len(truths[i]) - 1), first + num_accepted)
+            lengths[i] = lengths[i][0], min(lengths[i][1], lengths[i][0] - 1)
+        if len(lengths) < len(prompts):
+            new = len(lengths)
+            lengths[new] = len(prompts[new]), verifier.pool.adopt(str(new), prompts[new])
+            assert lengths[new][1] >= 12
+    verifier.cache.check_integrity()
+
+
+def test_a_copy_that_fails_leaves_nothing_to_rely_on(
+    model_dirs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verifier = make_verifier(model_dirs["llama"])
+    tokens = random_tokens(0, 8)
+    verifier.run([chunk("a", tokens, 0)])
+    num_cached = verifier.pool.adopt("b", tokens)
+
+    def fail(*_: object) -> None:
+        raise MemoryError("no memory")
+
+    monkeypatch.setattr(verifier.cache, "copy_blocks", fail)
+    with pytest.raises(MemoryError):
+        verifier.run([PassItem("b", tokens, num_cached, 0, Sampling())])
+    assert (verifier.pool.length("a"), verifier.pool.length("b")) == (8, 0)
+
+
 def test_num_cached_below_the_held_length_drops_the_rest(folder: Path) -> None:
     verifier, plain = make_verifier(folder), plain_model(folder)
     verifier.run([chunk("a", random_tokens(4, 20), 0)])

@@ -10,17 +10,20 @@ import sys
 import threading
 import types
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from tests.factories import make_commit
 from tests.tiny_model import hf_folder
 from triton_models.watcher import Watcher
-from wisp_plugin.config import SETTINGS_VARIABLE
+from wisp_plugin.config import SETTINGS_VARIABLE, EngineConfig
 from wisp_plugin.errors import ConfigError
+from wisp_plugin.messages import Slo
+from wisp_plugin.telemetry import Telemetry
 
 FINAL = 1
+SLACK_BOUNDS = ("-1", "-0.3", "-0.1", "-0.03", "0", "0.1", "0.3", "1", "3", "+Inf")
 
 
 class FakeSender:
@@ -41,6 +44,30 @@ class FakeSender:
         return self.cancelled
 
 
+class FakeFamily:
+    """A metric family that, like prometheus-cpp's, has counters that only grow; `told` records every round trip."""
+
+    COUNTER, GAUGE = "counter", "gauge"
+    told: ClassVar[list[tuple[str, float]]] = []
+
+    def __init__(self, name: str, description: str, kind: str) -> None:
+        self.name, self.kind = name, kind
+
+    def Metric(self, labels: dict[str, str]) -> types.SimpleNamespace:
+        key = " ".join([self.name, *labels.values()])
+
+        def increment(value: float) -> None:
+            assert self.kind == self.COUNTER
+            assert value > 0, f"{key} would shrink"
+            FakeFamily.told.append((key, value))
+
+        def set_to(value: float) -> None:
+            assert self.kind == self.GAUGE
+            FakeFamily.told.append((key, value))
+
+        return types.SimpleNamespace(increment=increment, set=set_to)
+
+
 @pytest.fixture(scope="module")
 def adapter() -> Any:
     """`pb_adapter` and `verifier_model` on a `pb_utils` of our own."""
@@ -48,6 +75,7 @@ def adapter() -> Any:
     fake.TRITONSERVER_RESPONSE_COMPLETE_FINAL = FINAL  # type: ignore[attr-defined]
     fake.Tensor = lambda name, array: (name, array)  # type: ignore[attr-defined]
     fake.TritonError = str  # type: ignore[attr-defined]
+    fake.MetricFamily = FakeFamily  # type: ignore[attr-defined]
     fake.InferenceResponse = lambda output_tensors=None, error=None: (output_tensors, error)  # type: ignore[attr-defined]
     sys.modules["triton_python_backend_utils"] = fake
     from triton_models import pb_adapter
@@ -87,6 +115,45 @@ def test_a_client_that_left_is_noticed_by_the_watcher(adapter: Any) -> None:
     watcher.stop()
 
 
+def test_only_what_has_changed_is_told_and_the_many_values_less_often(adapter: Any) -> None:
+    FakeFamily.told.clear()
+    telemetry = Telemetry()
+    metrics, looks = adapter.Metrics(telemetry), []
+    telemetry.totals.passes = 3.0
+    telemetry.metrics.slack.observe(-2.0)
+    telemetry.metrics.price.set(0.25)
+    metrics.publish(10.0, lambda: looks.append(10.0))
+    assert set(FakeFamily.told) == {
+        ("wisp_passes_total", 3.0), ("wisp_slack_seconds_sum", -2.0), ("wisp_slack_seconds_count", 1.0),
+        ("wisp_price", 0.25), *((f"wisp_slack_seconds_bucket {le}", 1.0) for le in SLACK_BOUNDS),
+    }  # fmt: skip
+    FakeFamily.told.clear()
+    telemetry.totals.passes = 5.0
+    telemetry.metrics.slack.observe(-4.0)
+    telemetry.metrics.price.set(0.0)
+    metrics.publish(10.0 + adapter.PUBLISH_PERIOD_S / 2, lambda: looks.append(10.5))
+    assert FakeFamily.told == [("wisp_passes_total", 2.0)]
+    metrics.publish(10.0 + adapter.PUBLISH_PERIOD_S, lambda: looks.append(11.0))
+    assert {("wisp_slack_seconds_sum", -6.0), ("wisp_slack_seconds_count", 1.0), ("wisp_price", 0.0)} <= set(
+        FakeFamily.told
+    )
+    FakeFamily.told.clear()
+    metrics.publish(20.0, lambda: looks.append(20.0))
+    assert (FakeFamily.told, looks) == ([], [10.0, 11.0, 20.0])
+
+
+def test_the_trace_is_opened_before_anything_is_loaded(adapter: Any, tmp_path: Path) -> None:
+    from triton_models.verifier_model import open_trace
+
+    assert open_trace(EngineConfig()) is None
+    trace = open_trace(EngineConfig(trace_file=str(tmp_path / "passes.jsonl")))
+    assert trace is not None
+    trace.close()
+    assert (tmp_path / "passes.jsonl").exists()
+    with pytest.raises(ConfigError, match="cannot be written: Is a directory"):
+        open_trace(EngineConfig(trace_file=str(tmp_path)))
+
+
 def config(**values: Any) -> dict[str, Any]:
     """A model configuration as Triton hands it over."""
     parameters = {name: {"string_value": str(value)} for name, value in values.items()}
@@ -106,6 +173,7 @@ def test_settings_of_the_launcher_go_over_those_of_the_model(adapter: Any, monke
     ("model_config", "line"),
     [
         (config(kv_token=8192), "unknown parameter 'kv_token'"),
+        (config(slo_classes="tight=500"), "'slo_classes' has 'tight=500'; the form is NAME=TTFT_MS/TPOT_MS"),
         (config(max_sessions=0), "'max_sessions' is 0; allowed: 1 to"),
         (config() | {"instance_group": [{"count": 2}]}, "2 instances; allowed: 1"),
         (config() | {"instance_group": [{"count": 1, "gpus": [0, 1]}]}, "2 instances; allowed: 1"),
@@ -116,6 +184,17 @@ def test_settings_that_cannot_work_say_why(adapter: Any, model_config: dict[str,
 
     with pytest.raises(ConfigError, match=line):
         read_settings(model_config)
+
+
+def test_slos_reach_the_wire(adapter: Any) -> None:
+    from triton_models.verifier_model import wire_limits
+
+    verifier = types.SimpleNamespace(
+        vocab_size=7, max_context_tokens=64, eos_token_ids=(2,), target_dir=str(hf_folder())
+    )
+    limits = wire_limits(verifier, EngineConfig(ttft_ms=900.0, tpot_ms=90.0, slo_classes="tight=500/60"))  # type: ignore[arg-type]
+    assert limits.default_slo == Slo(900.0, 90.0, "default")
+    assert limits.slo_classes == {"tight": Slo(500.0, 60.0, "tight")}
 
 
 def test_a_target_from_the_hub_brings_its_tokenizer(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from tests.factories import SESSION, ids, make_open, same
+from wisp_plugin.controller import FixedAhead
+from wisp_plugin.edge_session import EdgeSession
 from wisp_plugin.errors import InvalidRequest
 from wisp_plugin.messages import Close, Commit, Draft, Mode, Open, Origin, Sampling, Slo, Status, Timing
 from wisp_plugin.wire import WireLimits, decode_commit, decode_request, encode_commit, encode_request
+from wisp_plugin.wire_values import named_slo
 
 VOCAB, WINDOW, HASH = 50, 64, "a" * 64
-LIMITS = WireLimits(VOCAB, WINDOW, max_draft_ahead=8, vocab_hash=HASH, eos_token_ids=(2,))
+CLASSES = {"tight": Slo(500.0, 60.0, "tight"), "relaxed": Slo(3000.0, 250.0, "relaxed")}
+LIMITS = WireLimits(VOCAB, WINDOW, max_draft_ahead=8, vocab_hash=HASH, eos_token_ids=(2,), slo_classes=CLASSES)
 OPEN: dict[str, Any] = {"op": "open", "protocol": 1}
 DRAFT: dict[str, Any] = {"op": "draft"}
 MISSING = object()
@@ -61,7 +66,9 @@ samplings = st.builds(
     top_p=st.floats(1e-9, 1.0),
     repetition_penalty=st.floats(0.01, 100.0),
 )
-slos = st.builds(Slo, st.floats(0.001, 1e7), st.floats(0.001, 1e7))
+slos = st.builds(Slo, st.floats(0.001, 1e7), st.floats(0.001, 1e7)) | st.sampled_from(
+    [LIMITS.default_slo, *CLASSES.values()]
+)
 
 
 @st.composite
@@ -134,6 +141,54 @@ def test_numbers_may_come_as_text() -> None:
     assert opened.sampling == Sampling(seed=2**63 - 1, temperature=0.5)
 
 
+def over_the_wire(slo: Slo) -> Slo:
+    """The SLO that a server reads from the open of a client with `slo`."""
+    message = decode_request(*encode_request(make_open(slo=slo)), LIMITS)
+    assert isinstance(message, Open)
+    return message.slo
+
+
+def test_a_client_names_a_class_and_the_server_knows_its_numbers() -> None:
+    assert over_the_wire(named_slo("tight")) == Slo(500.0, 60.0, "tight")
+    assert over_the_wire(named_slo("relaxed")) == Slo(3000.0, 250.0, "relaxed")
+
+
+def test_a_client_that_asks_for_nothing_gets_the_servers_default() -> None:
+    assert over_the_wire(named_slo()) == LIMITS.default_slo == Slo(2000.0, 200.0, "default")
+    assert not {"slo", "ttft_ms", "tpot_ms"} & set(encode_request(make_open(slo=named_slo()))[0])
+
+
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [
+        (Slo(700.0, 70.0), Slo(700.0, 70.0)),
+        (Slo(700.0, math.inf), Slo(700.0, 200.0)),
+        (Slo(math.inf, 70.0), Slo(2000.0, 70.0)),
+    ],
+)
+def test_of_numbers_that_a_client_leaves_out_the_servers_are_taken(sent: Slo, read: Slo) -> None:
+    assert over_the_wire(sent) == read
+
+
+@given(slos)
+def test_a_session_is_resumed_under_the_slo_that_it_was_opened_with(slo: Slo) -> None:
+    """What the server compares: the first open's SLO and that of the open that resumes."""
+    session = EdgeSession(make_open(slo=slo), FixedAhead(0))
+    first, again = (decode_request(*encode_request(session.reopen()), LIMITS) for _ in range(2))
+    assert isinstance(first, Open)
+    assert isinstance(again, Open)
+    assert first.slo == again.slo == slo
+
+
+@given(st.sampled_from([*CLASSES, "default", "custom", "missing"]))
+def test_a_named_class_is_known_or_refused(name: str) -> None:
+    message = encode_request(make_open(slo=named_slo(name)))
+    if name in ("custom", "missing"):
+        assert f"'slo' is '{name}'; allowed: tight, relaxed" in refusal(*message)
+    else:
+        assert decode_request(*message, LIMITS).slo.name == name  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     ("parameters", "eos"),
     [({}, (2,)), ({"eos_token_ids": "7, 8"}, (7, 8)), ({"eos_token_ids": 7}, (7,)), ({"ignore_eos": True}, ())],
@@ -190,6 +245,13 @@ BAD_OPENS: list[tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = [
     ({"repetition_penalty": 0}, {}, ("'repetition_penalty' is 0", "0.01 to 100")),
     ({"ttft_ms": 0}, {}, ("'ttft_ms' is 0", "0.001 to 1e+07")),
     ({"tpot_ms": "inf"}, {}, ("'tpot_ms' is 'inf'", "0.001 to 1e+07")),
+    ({"slo": "fast"}, {}, ("'slo' is 'fast'", "allowed: tight, relaxed")),
+    ({"slo": "Tight"}, {}, ("'slo' is 'Tight'", "allowed: tight, relaxed")),
+    ({"slo": "default"}, {}, ("'slo' is 'default'", "allowed: tight, relaxed")),
+    ({"slo": ""}, {}, ("'slo' is ''", "allowed: tight, relaxed")),
+    ({"slo": "tight", "ttft_ms": 500}, {}, ("'slo' and 'ttft_ms' exclude each other",)),
+    ({"slo": "tight", "tpot_ms": 60}, {}, ("'slo' and 'tpot_ms' exclude each other",)),
+    ({"slo": "tight", "tpot_ms": 60, "ttft_ms": 500}, {}, ("exclude each other",)),
     ({"mode": "fast"}, {}, ("'mode' is 'fast'", "'free', 'sync'")),
     ({"logprobs": 2}, {}, ("'logprobs' is 2", "true, false")),
     ({"ignore_eos": "maybe"}, {}, ("'ignore_eos' is 'maybe'", "true, false")),
@@ -238,3 +300,13 @@ def test_bad_opens(parameters: dict[str, Any], tensors: dict[str, Any], says: tu
 def test_bad_drafts(parameters: dict[str, Any], tensors: dict[str, Any], says: tuple[str, ...]) -> None:
     line = refusal(DRAFT | parameters, DRAFT_TENSORS | tensors)
     assert [text for text in says if text not in line] == []
+
+
+def test_a_server_without_slo_classes_says_so() -> None:
+    line = refusal(OPEN | {"slo": "tight"}, OPEN_TENSORS, dataclasses.replace(LIMITS, slo_classes={}))
+    assert "'slo' is 'tight'; this server has no SLO classes" in line
+
+
+def test_the_default_slo_of_a_server_goes_by_its_name() -> None:
+    with pytest.raises(AssertionError):
+        dataclasses.replace(LIMITS, default_slo=Slo(1.0, 1.0))

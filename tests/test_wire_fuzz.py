@@ -11,14 +11,26 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from tests.factories import SESSION, ids, make_commit
-from tests.test_wire import DRAFT, DRAFT_TENSORS, LIMITS, OPEN, OPEN_TENSORS, VOCAB, WINDOW, refusal, session_tensor
+from tests.test_wire import (
+    CLASSES,
+    DRAFT,
+    DRAFT_TENSORS,
+    LIMITS,
+    OPEN,
+    OPEN_TENSORS,
+    VOCAB,
+    WINDOW,
+    refusal,
+    session_tensor,
+)
 from wisp_plugin.errors import InvalidRequest
 from wisp_plugin.messages import Draft, Open
 from wisp_plugin.wire import WireLimits, decode_commit, decode_request, encode_commit
 
 PARAMETERS = [
     "op", "protocol", "prompt_len", "max_new_tokens", "seed", "temperature", "top_k", "top_p", "repetition_penalty",
-    "eos_token_ids", "ignore_eos", "ttft_ms", "tpot_ms", "mode", "logprobs", "vocab_hash", "nonsense", "two\nlines",
+    "eos_token_ids", "ignore_eos", "slo", "ttft_ms", "tpot_ms", "mode", "logprobs", "vocab_hash", "nonsense",
+    "two\nlines",
 ]  # fmt: skip
 TENSORS = ["SESSION", "TOKENS", "START", "SEEN", "DRAFT", "SURVIVAL", "NEXT_US", "NONSENSE"]
 DTYPES = [np.int32, np.int64, np.uint8, np.uint64, np.float16, np.float32, np.float64, np.bool_]
@@ -30,7 +42,9 @@ values = (
     | st.booleans()
     | st.floats()
     | st.text(max_size=40)
-    | st.sampled_from(["open", "draft", "close", "1", "free", "sync", "true", "1e400", "nan", "-0", "²", "1_0", "1,,2"])
+    | st.sampled_from(
+        ["open", "draft", "close", "1", "free", "sync", "tight", "true", "1e400", "nan", "-0", "²", "1_0", "1,,2"]
+    )
 )
 shapes = arrays.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
 texts = st.binary(max_size=40) | st.just(SESSION.encode()) | st.just(b"")
@@ -40,6 +54,7 @@ tensors = (
     | small_ids
     | st.lists(texts, max_size=2).map(lambda chosen: np.array(chosen, np.object_))
 )
+FUZZ_LIMITS = WireLimits(VOCAB, WINDOW, LIMITS.max_draft_ahead, slo_classes=CLASSES)
 REQUESTS = [(OPEN, OPEN_TENSORS), (DRAFT, DRAFT_TENSORS), ({"op": "close"}, {"SESSION": session_tensor()}), ({}, {})]
 
 
@@ -59,7 +74,7 @@ def test_any_request_is_a_message_or_one_line(
     given_parameters = {k: v for k, v in (request_[0] | parameters).items() if k not in dropped}
     given_tensors = {k: v for k, v in (request_[1] | arrays_).items() if k not in dropped}
     try:
-        message = decode_request(given_parameters, given_tensors, WireLimits(VOCAB, WINDOW, LIMITS.max_draft_ahead))
+        message = decode_request(given_parameters, given_tensors, FUZZ_LIMITS)
     except InvalidRequest as error:
         num_lines = len(str(error).splitlines())
         assert num_lines == 1
@@ -69,6 +84,7 @@ def test_any_request_is_a_message_or_one_line(
         assert 0 < message.prompt_len <= len(message.tokens) <= message.end <= WINDOW
         assert message.tokens.dtype == np.int32
         assert all(0 <= token < VOCAB for token in message.tokens.tolist())
+        assert all(0.001 <= number <= 1e7 for number in (message.slo.ttft_ms, message.slo.tpot_ms))
     elif isinstance(message, Draft):
         assert 0 < message.seen <= message.start <= WINDOW
         assert message.end - message.seen <= LIMITS.max_draft_ahead
@@ -83,12 +99,17 @@ def test_a_number_of_a_type_that_json_knows_and_triton_does_not(value: Any) -> N
     refusal(OPEN | {"temperature": value}, OPEN_TENSORS)
 
 
+@pytest.mark.parametrize("value", [None, [1], {"a": 1}, True, "two\nlines"], ids=str)
+def test_an_slo_class_of_a_type_that_names_nothing(value: Any) -> None:
+    assert "'slo' is" in refusal(OPEN | {"slo": value}, OPEN_TENSORS)
+
+
 @pytest.mark.parametrize("element", [None, 1.5, "\ud800"], ids=["none", "float", "surrogate"])
 def test_a_session_element_that_is_not_bytes(element: Any) -> None:
     refusal(OPEN, OPEN_TENSORS | {"SESSION": session_tensor(element)})
 
 
-@pytest.mark.parametrize("name", ["mode", "temperature", "seed", "logprobs", "protocol", "op"])
+@pytest.mark.parametrize("name", ["mode", "temperature", "seed", "logprobs", "protocol", "op", "slo"])
 def test_the_answer_to_a_long_value_is_short(name: str) -> None:
     assert len(refusal(OPEN | {name: "x" * 100_000}, OPEN_TENSORS)) < 1000
 

@@ -1,18 +1,19 @@
-"""`wisp-server`: run the server, prepare the default models, fetch tritonserver."""
+"""`wisp-server`: run the server, prepare the default models, fetch tritonserver, measure what passes cost."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from triton_models.artifacts import folder_size_bytes
-from triton_models.default_models import ensure_default_models
-from triton_models.launcher import LaunchOptions, launch
+from triton_models.default_models import ensure_default_models, ensure_default_target
+from triton_models.launcher import LaunchOptions, checked_settings, launch
 from triton_models.processes import DEFAULT_PORTS, Ports
-from triton_models.server_process import MODEL_REPOSITORY
+from triton_models.server_process import MODEL_REPOSITORY, OPENMP
 from triton_models.tritonserver import find_tritonserver
 from wisp_plugin import __version__
 from wisp_plugin.errors import ConfigError, WispError
@@ -32,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.command == "up":
             return launch(_launch_options(args, extra_args))
+        if args.command == "profile":
+            return _profile(args)
         return _models(args.force) if args.command == "models" else _triton(args.force)
     except WispError as error:
         _progress(str(error))
@@ -51,6 +54,20 @@ def _models(force: bool) -> int:
 
 def _triton(force: bool) -> int:
     print(find_tritonserver(_progress, check_hashes=True, force=force).executable)
+    return 0
+
+
+def _profile(args: argparse.Namespace) -> int:
+    for name, value in OPENMP.items():  # as for the server's passes; read when torch is loaded
+        os.environ.setdefault(name, value)
+    # torch and transformers take seconds to import; no other command needs them.
+    from triton_models.profile_command import ProfileOptions, run
+
+    named = {name: getattr(args, name) for name in ("target", "dtype", "device", "num_threads")}
+    settings = checked_settings({name: value for name, value in named.items() if value is not None})
+    if settings.get("target", "default") == "default":
+        ensure_default_target(_progress, check_hashes=False)
+    print(run(ProfileOptions(settings, args.seconds, args.output), _progress))
     return 0
 
 
@@ -84,8 +101,18 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("--force", action="store_true", help="build them again even if they are intact")
     triton = commands.add_parser("triton", help="find tritonserver, or fetch it; prints its path")
     triton.add_argument("--force", action="store_true", help="fetch it again even if it is intact")
+    _add_profile(commands.add_parser("profile", help="measure what passes cost here, and keep it for the next start"))
     _add_up(commands.add_parser("up", help="run the server in the foreground"))
     return parser
+
+
+def _add_profile(profile: argparse.ArgumentParser) -> None:
+    profile.add_argument("--target", metavar="HF_ID_OR_DIR", help="target model (default: the embedded one)")
+    profile.add_argument("--dtype", help="auto, float32, bfloat16 or float16")
+    profile.add_argument("--device", help="auto, cpu, cuda or cuda:N")
+    profile.add_argument("--num-threads", metavar="N", help="of torch (default: one per core)")
+    profile.add_argument("--seconds", type=float, default=60.0, metavar="S", help="time to measure (default: 60)")
+    profile.add_argument("--output", type=Path, metavar="FILE", help="default: where `up` looks for it")
 
 
 def _add_up(up: argparse.ArgumentParser) -> None:

@@ -10,12 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from wisp_plugin.kv_blocks import BlockPool
-
-Slots = npt.NDArray[np.int64]
+from wisp_plugin.kv_blocks import BlockCopy, BlockPool, Slots, token_slots
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +26,6 @@ class SlotView:
     num_tokens: int
     start: int | None
     index: torch.Tensor | None = None
-
-
-def token_slots(blocks: Sequence[int], block_tokens: int, num_tokens: int) -> Slots:
-    """Slot of every one of a session's first `num_tokens` tokens, int64 `[num_tokens]`."""
-    first = np.asarray(blocks, dtype=np.int64) * block_tokens
-    return (first[:, None] + np.arange(block_tokens)).reshape(-1)[:num_tokens]
 
 
 class KvCache:
@@ -72,6 +63,21 @@ class KvCache:
         """Store `keys` and `values`, `[T, num_kv_heads, head_dim]`, in the slots int64 `[T]`."""
         self.keys[layer].index_copy_(0, slots, keys)
         self.values[layer].index_copy_(0, slots, values)
+
+    def copy_blocks(self, copies: Sequence[BlockCopy]) -> None:
+        """Copy blocks in all layers, `(source, destination)` each, as `BlockPool.extend` asked for.
+
+        Must run before the pass writes: a source belongs to other sessions, who may go on in it.
+        """
+        if not copies:
+            return
+        size = self.pool.block_tokens
+        sources, destinations = (
+            torch.from_numpy(token_slots(blocks, size, len(copies) * size)).to(self.device)
+            for blocks in zip(*copies, strict=True)
+        )
+        for layer in range(len(self.keys)):
+            self.write(layer, destinations, self.keys[layer][sources], self.values[layer][sources])
 
     def read(self, layer: int, view: SlotView) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of a session, `[num_tokens, num_kv_heads, head_dim]`: views if its slots are neighbours."""

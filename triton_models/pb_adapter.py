@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
@@ -13,10 +14,12 @@ from triton_models.watcher import Watcher
 from wisp_plugin.engine import Engine
 from wisp_plugin.errors import InvalidRequest
 from wisp_plugin.messages import Commit
-from wisp_plugin.telemetry import Totals
+from wisp_plugin.metrics import Kind
+from wisp_plugin.telemetry import Telemetry
 from wisp_plugin.wire import WireLimits, decode_request, encode_commit
 from wisp_plugin.wire_values import is_anonymous
 
+PUBLISH_PERIOD_S = 1.0  # of gauges and histograms
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
@@ -81,22 +84,35 @@ def submit(engine: Engine, request: Any, limits: WireLimits, watcher: Watcher) -
 
 
 class Metrics:
-    """The engine's totals on Triton's metrics endpoint, as Prometheus counters."""
+    """The engine's telemetry on Triton's metrics endpoint. Every value told is a round trip to tritonserver's process,
+    so only what has changed is told: `Totals` at every call, everything else once in `PUBLISH_PERIOD_S`."""
 
-    def __init__(self) -> None:
-        # A family must live as long as its metrics, or they raise.
-        self._families = [
-            pb_utils.MetricFamily(name=name, description=text, kind=pb_utils.MetricFamily.COUNTER)
-            for name, text in Totals.descriptions().items()
-        ]
-        self._counters = [family.Metric(labels={}) for family in self._families]
-        self._told = [0.0] * len(self._counters)
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
+        self._families = []  # a family must live as long as its metrics, or they raise
+        self._tell: list[Callable[[float], None]] = []
+        self._is_gauge: list[bool] = []
+        for family in telemetry.families():
+            kind = getattr(pb_utils.MetricFamily, family.kind.name)
+            ours = pb_utils.MetricFamily(name=family.name, description=family.help, kind=kind)
+            self._families.append(ours)
+            for labels in family.labels:
+                metric = ours.Metric(labels=dict(labels))
+                self._tell.append(metric.set if family.kind is Kind.GAUGE else metric.increment)
+                self._is_gauge.append(family.kind is Kind.GAUGE)
+        self._told = [0.0] * len(self._tell)
+        self._next_s = 0.0
 
-    def publish(self, totals: Totals) -> None:
-        """Add what has come since the last call."""
-        for i, value in enumerate(totals.values()):
-            if value > self._told[i]:
-                self._counters[i].increment(value - self._told[i])
+    def publish(self, now_s: float, refresh: Callable[[], None]) -> None:
+        """Tell what has changed since the last call; `refresh` brings gauges up to date and is called before them."""
+        values = self._telemetry.totals.values()  # they come first
+        if now_s >= self._next_s:
+            self._next_s = now_s + PUBLISH_PERIOD_S
+            refresh()
+            values = self._telemetry.values()
+        for i, value in enumerate(values):
+            if value != self._told[i]:
+                self._tell[i](value if self._is_gauge[i] else value - self._told[i])
                 self._told[i] = value
 
 

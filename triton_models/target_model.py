@@ -24,7 +24,9 @@ from wisp_plugin.home import default_target_dir
 from wisp_plugin.kv_blocks import BlockPool
 
 # Relative to the largest logit: packed and plain forward differ by rounding only.
-_TRIAL_TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
+# Root mean square of the difference over that of the logits; rounding alone gives 2e-6 in float32 and 0.05 in bfloat16
+# (of which three quarters are the plain forward's: the packed one is nearer to float32).
+_TRIAL_TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.15}
 _TRIAL_TOKENS, _TRIAL_CACHED = 9, 4
 
 
@@ -77,10 +79,10 @@ def prepare(target: TargetModel) -> None:
             packed = _trial(target, tokens)
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
             raise ModelError(f"{target.source}: this kind of model is not supported: {first_line(error)}") from error
-    difference = float((packed - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
+    difference = float((packed - expected).square().mean().sqrt() / expected.square().mean().sqrt().clamp_min(1e-6))
     if not difference <= _TRIAL_TOLERANCE[target.dtype]:
         raise ModelError(
-            f"{target.source}: packed and plain forward differ by {difference:.2g} of the largest logit; "
+            f"{target.source}: packed and plain forward differ by {difference:.2g} of the logits' size; "
             f"model type {model.config.model_type!r} is not plain causal attention"
         )
 

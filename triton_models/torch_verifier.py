@@ -57,6 +57,7 @@ class TorchVerifier:
 
         Afterwards the KV of each session ends behind its accepted prefix: the committed tokens of the item and
         the draft tokens that equal the target's own choice. If anything fails, it ends at `num_cached`.
+        What the sessions hold is remembered, so that others with the same prefix can adopt it.
 
         Raises:
             CapacityError: the KV memory cannot hold the pass, or holds less than an item counts on.
@@ -107,11 +108,15 @@ class TorchVerifier:
     def _keep_accepted(self, item: PassItem, outcome: PassOutcome) -> None:
         """Drop the KV behind the accepted draft tokens. A token of the target's own has no KV yet."""
         draft = item.tokens[item.first_choice_position :]
-        num_rejected = len(draft) - count_accepted(draft, outcome.chosen)
-        self.pool.truncate(item.session, len(item.tokens) - num_rejected)
+        num_kept = len(item.tokens) - len(draft) + count_accepted(draft, outcome.chosen)
+        self.pool.truncate(item.session, num_kept)
+        self.pool.remember(item.session, item.tokens[:num_kept])
 
     def _reserve(self, items: Sequence[PassItem]) -> None:
-        """Cut every session to its cached tokens and grow it to the pass. CapacityError before anything is grown."""
+        """Cut every session to its cached tokens and grow it to the pass. CapacityError before anything is grown.
+
+        A shared block that the pass goes on in is copied here, so that the pass writes only what is its own.
+        """
         if not items or len({item.session for item in items}) != len(items):
             raise ValueError("a pass needs items, and a session takes part once")
         for item in items:
@@ -123,8 +128,13 @@ class TorchVerifier:
         num_missing = sum(self.pool.num_missing(item.session, len(item.tokens)) for item in items)
         if num_missing > self.pool.num_free:
             raise CapacityError(f"the pass needs {num_missing} KV blocks, {self.pool.num_free} are free")
-        for item in items:
-            self.pool.extend(item.session, len(item.tokens))
+        copies = [copy for item in items for copy in self.pool.extend(item.session, len(item.tokens))]
+        try:
+            self.cache.copy_blocks(copies)
+        except BaseException:
+            for item in items:  # their tables name blocks that may lack the copied tokens
+                self.pool.release(item.session)
+            raise
 
     def _roll_back(self, items: Sequence[PassItem]) -> None:
         """After a failure: nothing behind the cached tokens can be relied on."""

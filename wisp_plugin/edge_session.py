@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import statistics
+from collections import deque
 
 import numpy as np
 
@@ -26,6 +28,8 @@ from wisp_plugin.errors import TransportError
 from wisp_plugin.messages import Commit, Draft, Mode, Open, Origin, Status, Tokens
 
 ACK_TOKENS = 64  # a client that sends no drafts acknowledges commits this often
+_DRAFTING_MEMORY = 9  # draft tokens whose time tells when the next message comes: up to 4 of them may be outliers
+_MAX_NEXT_US = 2**31 - 1  # NEXT_US is an INT32
 
 
 class Step(enum.Enum):
@@ -87,6 +91,7 @@ class EdgeSession:
         self._num_committed = len(opened.tokens)
         self._chain_end = self._num_committed
         self._draft_s = np.zeros(opened.end)
+        self._last_drafting_s: deque[float] = deque(maxlen=_DRAFTING_MEMORY)
         self._sent_end = self._num_committed  # chain tokens before this position were sent
         self._acked = self._num_committed  # SEEN of the newest message
         self._round_open = opened.mode is Mode.SYNC and self._num_committed > opened.prompt_len
@@ -148,19 +153,36 @@ class EdgeSession:
         """Append a draft token that took `drafting_s` to the chain."""
         self._tokens[self._chain_end] = token
         self._draft_s[self._chain_end] = drafting_s
+        self._last_drafting_s.append(drafting_s)
         self._chain_end += 1
         self.stats.num_drafted += 1
         self.stats.drafting_s += drafting_s
 
     def take_message(self) -> Draft:
-        """The draft message that is due; the tokens in it count as sent."""
+        """The draft message that is due; the tokens in it count as sent.
+
+        Its `next_us` tells the server when to expect the next one, if nothing is committed meanwhile; -1: none
+        comes before a commit (always so in `sync`, behind an acknowledgement and where drafting has stopped).
+        """
         start = max(self._sent_end, self._num_committed)
         tokens = self._tokens[start : self._chain_end].copy()
         self._sent_end = self._chain_end
         self._acked = self._num_committed
         self._round_open = False
         self.stats.num_sent += len(tokens)
-        return Draft(self._opened.session, start=start, seen=self._num_committed, tokens=tokens)
+        next_us = self._next_us() if len(tokens) else -1
+        return Draft(self._opened.session, start, self._num_committed, tokens, next_us=next_us)
+
+    def _next_us(self) -> int:
+        """Time to draft what the next message will hold, by the median of the last times per token.
+
+        The lower median: of two times, one an outlier (the first run of a graph), it takes the other.
+        """
+        if self._opened.mode is Mode.SYNC or not self._may_draft():
+            return -1
+        num_tokens = min(self._message_tokens, self._draft_end - self._chain_end)
+        expected_s = num_tokens * statistics.median_low(self._last_drafting_s)
+        return min(round(expected_s * 1e6), _MAX_NEXT_US)
 
     # -- what came back -----------------------------------------------------------------------------------------
 

@@ -26,6 +26,11 @@ def default_draft_dir(precision: str) -> Path:
     return wisp_home() / "models" / f"{DEFAULT_MODEL}-{precision}"
 
 
+def profile_dir() -> Path:
+    """Where the estimator's profiles are kept, one file per target and device."""
+    return wisp_home() / "profiles"
+
+
 def triton_dir() -> Path:
     """Where the tritonserver of the wheel is unpacked and laid out."""
     return wisp_home() / "triton"

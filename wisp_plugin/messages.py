@@ -11,6 +11,7 @@ Checks of values that come from outside are in `wire.py`; `__post_init__` holds 
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -51,10 +52,14 @@ class Mode(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Slo:
-    """Service level objective of one session, measured at the client."""
+    """Service level objective of one session, measured at the client.
+
+    `name` is the class of the server's configuration that it came from (empty: given by the client in numbers).
+    """
 
     ttft_ms: float
     tpot_ms: float
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,12 +209,19 @@ class PassItem:
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """One pass as data: who takes part, whose KV is dropped before it, what it is expected to cost."""
+    """One pass as data: who takes part, whose KV is dropped before it, what it is expected to cost.
+
+    `price`: commits displaced by one more draft token (section 7). `wake_s`: when to plan again if nothing
+    arrives meanwhile; it matters for a plan without items, whose sessions are all held.
+    """
 
     items: tuple[PassItem, ...] = ()
     evict: tuple[str, ...] = ()
     predicted_s: float = 0.0
     price: float = 0.0
+    num_held: int = 0  # sessions that could have taken part and are held back
+    num_trimmed_tokens: int = 0  # buffered draft tokens of members that are left out
+    wake_s: float = math.inf
 
     def __post_init__(self) -> None:
         assert len({item.session for item in self.items}) == len(self.items), "a session takes part once"

@@ -1,187 +1,252 @@
 """What goes into the next pass: `Scheduler.plan` / `Scheduler.complete` around a policy (DESIGN.md section 7).
 
-The scheduler holds the sessions that may be served and the accounting of KV memory; a policy only orders
-candidates. It is deterministic: equal calls give equal plans. It never sleeps, draws or measures: time is an
-argument, so that the simulator drives this very code.
+The scheduler keeps the columns that policies look at, fits what a policy wants into KV memory, lets sessions share
+prefixes, and tells prediction and price of the result. It is deterministic: equal calls give equal plans. It never
+sleeps, draws or measures: time is an argument, so that the simulator drives this very code.
 
-`continuous` is the centralized baseline: everyone takes part in every pass, as far as the token budget goes.
-Sessions that only decode or verify come first, then prefills, each in the order in which they became ready;
-in `sync` that is the order in which drafts arrived (FIFO).
-
-Waiting is bounded: a session that has been due for `PREFILL_WAIT_S` stands in front of all that became ready after
-it, and being served puts it behind. Under KV pressure the older session wins: blocks are given out oldest first, so
-the oldest always runs, a younger one never evicts an older one that runs, and passes never thrash.
+Waiting is bounded. `continuous` and `edf` order by readiness or need, and being served puts a session behind; `wisp`
+holds nobody for longer than `WispParameters.max_hold_s`, and those who have waited longer are served before all
+others. Under KV pressure see `kv_admission`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
 
+import numpy as np
+
+from wisp_plugin.admission import predicted_load, prefill_wait_s, retry_after_s
 from wisp_plugin.config import EngineConfig
-from wisp_plugin.messages import BatchPlan, Commit, PassItem, PassOutcome, Timing
+from wisp_plugin.errors import ConfigError
+from wisp_plugin.estimator import EMPTY_PASS, Estimator, Floats, item_features
+from wisp_plugin.kv_admission import KvAccount, KvAdmission, Share
+from wisp_plugin.messages import BatchPlan, Commit, Open, PassItem, PassOutcome, Timing
+from wisp_plugin.policies import Choice, Continuous, Edf, Fcfs, Policy
+from wisp_plugin.roster import Candidates, Roster
 from wisp_plugin.server_session import ServerSession
+from wisp_plugin.wisp_policy import Wisp
 
-PREFILL_WAIT_S = 0.1  # a prefill that has waited this long queues with the running sessions
-KV_IDLE_S = 1.0  # a session that waits for its client this long no longer keeps others from its KV blocks
-
-
-class KvAccount(Protocol):
-    """The part of `kv_blocks.BlockPool` that planning needs."""
-
-    @property
-    def num_blocks(self) -> int:
-        """Blocks in all."""
-
-    @property
-    def block_tokens(self) -> int:
-        """Tokens of one block."""
-
-    @property
-    def num_free(self) -> int:
-        """Blocks that nobody holds."""
-
-    def blocks(self, session: str) -> Sequence[int]:
-        """Blocks held by a session (empty if unknown)."""
-
-    def num_missing(self, session: str, num_tokens: int) -> int:
-        """Blocks still to be taken until the session can hold `num_tokens`."""
-
-
-class Policy(Protocol):
-    """Decides who is offered a place in the pass, and in which order."""
-
-    def order(self, candidates: Sequence[ServerSession], now_s: float) -> list[ServerSession]:
-        """The candidates to be served, best first; leaving one out holds it back for this pass."""
-
-
-class Continuous:
-    """Everyone, every pass: running sessions before prefills, in the order in which they became ready."""
-
-    def order(self, candidates: Sequence[ServerSession], now_s: float) -> list[ServerSession]:
-        """See `Policy.order`."""
-
-        def place(s: ServerSession) -> tuple[bool, float, float, str]:
-            is_young_prefill = s.num_uncached > 1 and now_s - s.ready_since_s < PREFILL_WAIT_S
-            return is_young_prefill, s.ready_since_s, s.opened_s, s.id
-
-        return sorted(candidates, key=place)
-
-
-POLICIES: dict[str, Callable[[], Policy]] = {"continuous": Continuous}
+POLICIES: dict[str, Callable[[EngineConfig, Estimator], Policy]] = {
+    "continuous": Continuous,
+    "edf": Edf,
+    "fcfs": Fcfs,
+    "wisp": Wisp,
+}
 
 
 class Scheduler:
     """Sessions that may be served, and the two questions asked about them: what next, and what did it give."""
 
-    def __init__(self, policy: Policy, config: EngineConfig, kv: KvAccount) -> None:
+    def __init__(self, policy: Policy, config: EngineConfig, kv: KvAccount, estimator: Estimator) -> None:
+        self.estimator = estimator
         self._policy = policy
         self._config = config
         self._kv = kv
         self._sessions: dict[str, ServerSession] = {}
+        self._roster = Roster(config.max_draft_ahead)
+        self._hopes_for_prefix: dict[str, None] = {}  # hold nothing yet: another's prefill may become theirs
+        self._mean_session_s = 5.0  # smoothed, of sessions that have committed something
+        self._may_share = False  # somebody has prefilled in the last pass
 
     @property
     def sessions(self) -> Iterable[ServerSession]:
         """Sessions that may be served, in the order of their opening."""
         return self._sessions.values()
 
+    # -- sessions change ----------------------------------------------------------------------------------------
+
     def add(self, session: ServerSession) -> None:
         """Let a session take part from now on."""
         self._sessions[session.id] = session
+        session.has_place = False
+        self._roster.add(session)
+        self._adopt(session)
+        self.note(session)
+
+    def note(self, session: ServerSession) -> None:
+        """Take notice that a session has changed: a draft has arrived, or it was resumed."""
+        if session.id in self._sessions:
+            may_run = session.is_due and not session.is_paused(self._config.max_unacked_tokens)
+            self._roster.note(session, may_run)
 
     def remove(self, session_id: str) -> None:
         """Take a session out; unknown ones are ignored. Its KV is the caller's to release."""
-        self._sessions.pop(session_id, None)
-
-    def plan(self, now_s: float) -> BatchPlan:
-        """The next pass; empty if nobody is due."""
-        candidates = [session for session in self.sessions if self._is_candidate(session)]
-        memory = _Memory(self._kv, self.sessions, {s.id for s in candidates}, now_s)
-        items: list[PassItem] = []
-        num_left = self._config.max_pass_tokens
-        for session in self._policy.order(candidates, now_s):
-            if num_left == 0 or len(items) == self._config.max_pass_sessions:
-                break
-            item = memory.fit(session, num_left)
-            if item is not None:
-                items.append(item)
-                num_left -= item.num_new_tokens
-        return BatchPlan(tuple(items), memory.evicted)
+        session = self._sessions.pop(session_id, None)
+        last_s = session.timeline.last_s if session else None
+        if session and last_s is not None:
+            self._mean_session_s += 0.1 * (last_s - session.opened_s - self._mean_session_s)
+        self._roster.remove(session_id)
+        self._hopes_for_prefix.pop(session_id, None)
 
     def evict(self, session_ids: Iterable[str]) -> None:
         """Note that the KV of these sessions is gone; it is computed again when their turn comes."""
         for session_id in session_ids:
-            self._sessions[session_id].num_cached = 0
+            session = self._sessions[session_id]
+            session.num_cached, session.has_place = 0, False
+            self._hopes_for_prefix[session_id] = None
+            self.note(session)
+
+    def _adopt(self, session: ServerSession) -> None:
+        """Let a session share the KV of a longer prefix than it holds, if somebody holds it already."""
+        if not self._config.prefix_sharing:
+            return
+        session.num_cached = self._kv.adopt_more(session.id, session.committed)
+        if session.num_cached:
+            self._hopes_for_prefix.pop(session.id, None)
+        else:
+            self._hopes_for_prefix[session.id] = None
+
+    def _retry_adoption(self) -> None:
+        self._may_share = False
+        for session_id in list(self._hopes_for_prefix):
+            self._adopt(self._sessions[session_id])
+            self.note(self._sessions[session_id])
+
+    # -- admission ----------------------------------------------------------------------------------------------
+
+    def load(self, newcomer: Open | None = None) -> float:
+        """Predicted load, with `newcomer` if given; above 1 SLOs cannot be kept (see `admission`)."""
+        return predicted_load(self._roster.everyone(), newcomer, self.estimator)
+
+    def refuses(self, newcomer: Open) -> float | None:
+        """None if the predicted load with `newcomer` can be served, else seconds after which it should come again.
+
+        Nobody is refused at an idle server: alone, a session gets what there is.
+        """
+        max_load, num_sessions = self._config.max_load, len(self._sessions)
+        if not max_load or not num_sessions:
+            return None
+        everyone = self._roster.everyone()
+        load = predicted_load(everyone, newcomer, self.estimator)
+        waits_s = prefill_wait_s(everyone, load, self.estimator)
+        if load <= max_load and waits_s <= newcomer.slo.ttft_ms / 1e3:
+            return None
+        return retry_after_s(load, max_load, num_sessions, self._mean_session_s)
+
+    # -- plan ---------------------------------------------------------------------------------------------------
+
+    def plan(self, now_s: float) -> BatchPlan:
+        """The next pass. Without items nobody runs before `wake_s` unless something arrives."""
+        if self._may_share:
+            self._retry_adoption()
+        candidates = self._roster.candidates()
+        if not len(candidates):
+            return BatchPlan()
+        num_candidates = len(candidates)
+        admission = None if self._has_room(candidates) else self._admission(candidates, now_s)
+        if admission is not None:
+            candidates = self._only(candidates, admission.eligible())
+        choice = self._without_twins(candidates, self._policy.choose(candidates, now_s))
+        if admission is not None:
+            choice = self._fit(candidates, choice, admission)
+        predicted_s, price = self._predict(candidates, choice)
+        return BatchPlan(
+            items=self._items(candidates, choice),
+            evict=tuple(admission.evicted) if admission is not None else (),
+            predicted_s=predicted_s,
+            price=price,
+            num_held=num_candidates - len(choice.members),
+            num_trimmed_tokens=int(candidates.num_buffered[choice.members].sum() - choice.num_drafts.sum()),
+            wake_s=choice.wake_s,
+        )
+
+    def _items(self, candidates: Candidates, choice: Choice) -> tuple[PassItem, ...]:
+        sessions = self._roster.sessions
+        rows = candidates.rows[choice.members].tolist()
+        columns = zip(rows, choice.num_committed.tolist(), choice.num_drafts.tolist(), choice.reasons, strict=True)
+        return tuple([sessions[row].pass_item(*part) for row, *part in columns])
+
+    def _without_twins(self, candidates: Candidates, choice: Choice) -> Choice:
+        """Without prefills that would compute the same block as another one of this pass: they share it afterwards."""
+        prefills = np.flatnonzero(candidates.num_uncached[choice.members] > 1)
+        if len(prefills) < 2 or not self._config.prefix_sharing:
+            return choice
+        seen: set[object] = set()
+        twins = []
+        for at in prefills.tolist():
+            session = self._roster.sessions[candidates.rows[choice.members[at]]]
+            key = self._kv.prefill_key(session.committed, session.num_cached)
+            if key is not None and key in seen:
+                twins.append(at)
+                self._hopes_for_prefix[session.id] = None
+            seen.add(key)
+        return choice.only(np.delete(np.arange(len(choice.members)), twins)) if twins else choice
+
+    def _has_room(self, c: Candidates) -> bool:
+        """True if there are blocks for everybody's next pass: the usual case, and a quick answer."""
+        size = self._kv.block_tokens
+        most = np.ceil((c.num_cached + c.num_uncached + c.num_buffered + 1) / size) - c.num_cached // size
+        return bool(most.sum() <= self._kv.num_free)
+
+    def _admission(self, candidates: Candidates, now_s: float) -> KvAdmission:
+        may_run = [self._roster.sessions[row] for row in candidates.rows.tolist()]
+        return KvAdmission(self._kv, self.sessions, may_run, now_s)
+
+    def _only(self, candidates: Candidates, ids: set[str]) -> Candidates:
+        rows = candidates.rows.tolist()
+        return candidates.only(np.array([i for i, row in enumerate(rows) if self._roster.sessions[row].id in ids]))
+
+    def _fit(self, c: Candidates, choice: Choice, admission: KvAdmission) -> Choice:
+        """The part of a choice that KV memory allows."""
+        sessions = [self._roster.sessions[row] for row in c.rows[choice.members].tolist()]
+        parts = zip(sessions, choice.num_committed.tolist(), choice.num_drafts.tolist(), strict=True)
+        num_drafts = {share.session.id: share.num_drafts for share in admission.fit([Share(*part) for part in parts])}
+        fitting = choice.only(np.array([i for i, s in enumerate(sessions) if s.id in num_drafts], np.int64))
+        return dataclasses.replace(fitting, num_drafts=np.array(list(num_drafts.values()), np.int64))
+
+    def _predict(self, c: Candidates, choice: Choice) -> tuple[float, float]:
+        """Predicted seconds of a pass, and the price: commits displaced by one more draft token (section 7)."""
+        members, num_drafts = choice.members, choice.num_drafts
+        if not len(members):
+            return 0.0, 0.0
+        commits = choice.num_committed == c.num_uncached[members]  # the others compute a chunk and choose nothing
+        num_choices = np.where(commits, num_drafts + 1, 0)
+        parts = item_features(c.num_cached[members], choice.num_committed + num_drafts, num_choices)
+        features = EMPTY_PASS + parts.sum(axis=0)
+        predicted_s = float(self.estimator.predict(features))
+        one_more = np.array([0.0, 0.0, 1.0, 1.0, features[5] / len(members), 1.0])
+        is_verified = np.arange(c.survival.shape[1]) < num_drafts[:, None]
+        num_commits = int(commits.sum()) + float(c.survival[members][is_verified].sum())
+        return predicted_s, num_commits / predicted_s * float(one_more @ self.estimator.gradient(features))
+
+    # -- complete -----------------------------------------------------------------------------------------------
 
     def complete(
         self, plan: BatchPlan, outcomes: Sequence[PassOutcome], started_s: float, measured_s: float
     ) -> list[Commit]:
         """Apply the outcomes of a pass; one commit for each member that got tokens."""
         commits = []
+        predicted_us, measured_us = round(1e6 * plan.predicted_s), round(1e6 * measured_s)
         for item, outcome in zip(plan.items, outcomes, strict=True):
             assert outcome.session == item.session, "outcomes come in the order of the plan"
             session = self._sessions[item.session]
-            timing = Timing(
-                waited_us=round(1e6 * max(0.0, started_s - session.newest_input_s)),
-                predicted_us=round(1e6 * plan.predicted_s),
-                measured_us=round(1e6 * measured_s),
-                num_sessions=len(plan.items),
-            )
+            waited_us = round(1e6 * max(0.0, started_s - session.newest_input_s))
+            timing = Timing(waited_us, predicted_us, measured_us, len(plan.items))
             commit = session.commit(item, outcome, timing, started_s + measured_s)
+            session.has_place = True
+            self.note(session)
             if commit is not None:
-                commits.append(commit)
+                next_pass_s = max(0.0, session.turn_gap_s - measured_s)
+                commits.append(dataclasses.replace(commit, load_next_pass_s=next_pass_s, load_price=plan.price))
+        self._may_share = any(item.num_new_tokens - item.num_draft_tokens > 1 for item in plan.items)
+        self.estimator.observe(plan_features(plan), measured_s)
         return commits
 
-    def _is_candidate(self, session: ServerSession) -> bool:
-        return session.is_due and not session.is_paused(self._config.max_unacked_tokens)
 
+def make_scheduler(config: EngineConfig, kv: KvAccount, estimator: Estimator) -> Scheduler:
+    """The scheduler with the policy that `config` names.
 
-class _Memory:
-    """Who may hold KV, and what is left, while a plan grows.
-
-    Oldest first, every session that runs gets the blocks of its committed tokens and of the next one, as long
-    as there are any; all others lose theirs when somebody needs them. What is left over takes draft tokens.
+    Raises:
+        ConfigError: there is no such policy.
     """
+    if config.policy not in POLICIES:
+        raise ConfigError(f"policy is {config.policy!r}; allowed: {', '.join(POLICIES)}")
+    return Scheduler(POLICIES[config.policy](config, estimator), config, kv, estimator)
 
-    def __init__(self, kv: KvAccount, sessions: Iterable[ServerSession], running: set[str], now_s: float) -> None:
-        self._kv = kv
-        self._num_free = kv.num_free
-        self._num_spare = kv.num_blocks
-        self._needs: dict[str, int] = {}
-        self._victims: list[str] = []
-        self._evicted: list[str] = []
-        for session in sorted(sessions, key=lambda s: (s.opened_s, s.id)):
-            num_held = len(kv.blocks(session.id))
-            need = max(num_held, self._num_blocks(session.num_committed + 1))
-            if need <= self._num_spare and (session.id in running or now_s - session.ready_since_s < KV_IDLE_S):
-                self._num_spare -= need
-                self._needs[session.id] = need
-            elif num_held:
-                self._victims.append(session.id)
 
-    @property
-    def evicted(self) -> tuple[str, ...]:
-        """Sessions whose KV must be dropped before the pass."""
-        return tuple(self._evicted)
-
-    def fit(self, session: ServerSession, max_new_tokens: int) -> PassItem | None:
-        """The session's item with as many drafts as memory allows; None if it may not hold KV now."""
-        if session.id not in self._needs:
-            return None
-        num_drafts = session.num_buffered
-        while num_drafts and self._num_extra(session, num_drafts) > self._num_spare:
-            num_drafts -= 1
-        self._num_spare -= self._num_extra(session, num_drafts)
-        num_missing = self._kv.num_missing(session.id, session.num_committed + num_drafts)
-        while self._num_free < num_missing:
-            self._evicted.append(self._victims.pop())
-            self._num_free += len(self._kv.blocks(self._evicted[-1]))
-        self._num_free -= num_missing
-        return session.pass_item(min(max_new_tokens, session.num_uncached + num_drafts))
-
-    def _num_extra(self, session: ServerSession, num_drafts: int) -> int:
-        """Blocks for the drafts beyond those that the session was given."""
-        return max(0, self._num_blocks(session.num_committed + num_drafts) - self._needs[session.id])
-
-    def _num_blocks(self, num_tokens: int) -> int:
-        return -(-num_tokens // self._kv.block_tokens)
+def plan_features(plan: BatchPlan) -> Floats:
+    """Features of a planned pass, `[F]`."""
+    columns = np.array([(item.num_cached, item.num_new_tokens, item.num_choices) for item in plan.items]).T
+    result: Floats = EMPTY_PASS + item_features(*columns).sum(axis=0)
+    return result

@@ -1,25 +1,15 @@
-"""One session on the server: committed tokens and the draft buffer behind them (DESIGN.md sections 4 and 6).
-
-The rules of the draft buffer, in one place:
-
-- a message with START = SEEN starts a new chain and replaces the buffer;
-- a message with START > SEEN must continue the chain where the message before ended, else it is stale;
-- draft tokens at positions committed meanwhile are late: they are compared, and the first difference breaks
-  the chain;
-- the token that a pass chose itself is compared with the next buffered one: equal keeps the tail, different
-  breaks the chain;
-- a broken chain is empty and takes nothing until START = SEEN starts the next one.
-
-Pure state: no clock, no I/O. Positions are absolute.
+"""One session on the server: committed tokens, the draft buffer behind them and the SLO timeline (DESIGN.md
+sections 2, 4 and 6). Pure state: no clock, no I/O. Positions are absolute.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 
 import numpy as np
 
 from wisp_plugin.coupling import count_accepted
+from wisp_plugin.draft_buffer import DraftBuffer
 from wisp_plugin.errors import InvalidRequest
 from wisp_plugin.messages import (
     Commit,
@@ -34,48 +24,41 @@ from wisp_plugin.messages import (
     Timing,
     Tokens,
 )
+from wisp_plugin.timeline import Timeline
 
-
-@dataclass(slots=True)
-class DraftCounts:
-    """What became of a session's draft tokens."""
-
-    received: int = 0
-    verified: int = 0
-    accepted: int = 0
-    late: int = 0
-    stale: int = 0
+_TURN_MEMORY = 0.8  # of smoothed figures about a session's turns: how much a turn keeps of what was
 
 
 class ServerSession:
     """Committed tokens, draft buffer and state of one session.
 
     `ready_since_s` is when the session could first have taken part in the next pass: the order of service.
+    `next_draft_s` is when its next draft tokens are expected (inf: none are on the way).
     """
 
     def __init__(self, opened: Open, now_s: float) -> None:
         self.opened = opened
+        self.id = opened.session  # the session's capability
         self.status = Status.RUNNING
         self.opened_s = now_s
         self.ready_since_s = now_s
         self.newest_input_s = now_s
+        self.next_draft_s = math.inf
         self.num_cached = 0
+        self.has_place = False  # it has run since it last held no KV: others do not take its place lightly
         self.num_acked = len(opened.tokens)
-        self.counts = DraftCounts()
+        self.num_committed = 0
+        self.tokens_per_turn = 1.0  # committed, smoothed
+        self.turn_gap_s = 0.0  # from turn to turn, smoothed
+        self.timeline = Timeline(opened.slo, now_s)
         self._tokens = np.empty(opened.end, np.int32)
         self._origin = np.zeros(opened.end, np.uint8)
-        self.num_committed = 0
+        self.drafts = DraftBuffer(self._tokens)
         self._append(opened.tokens, Origin.DECODED)
-        self._buffer: list[int] = []
-        self._chain_end: int | None = None  # where the next message must continue; None: chain broken
+        self._draft_gap_s: float | None = None  # of the client's draft messages, as it told
         self._round_armed = False  # sync: a draft, possibly empty, has arrived for this round
 
     # -- reading ------------------------------------------------------------------------------------------------
-
-    @property
-    def id(self) -> str:
-        """The session's capability."""
-        return self.opened.session
 
     @property
     def committed(self) -> Tokens:
@@ -85,12 +68,17 @@ class ServerSession:
     @property
     def num_buffered(self) -> int:
         """Draft tokens that wait behind the last committed token."""
-        return len(self._buffer)
+        return self.drafts.num_tokens
 
     @property
     def num_uncached(self) -> int:
         """Committed tokens that the next pass has to compute (at least one)."""
         return self.num_committed - self.num_cached
+
+    @property
+    def num_left(self) -> int:
+        """Tokens that the session may still commit."""
+        return self.opened.end - self.num_committed
 
     @property
     def finished(self) -> bool:
@@ -122,63 +110,42 @@ class ServerSession:
                 f"SEEN is {draft.seen}; allowed for this session: {self.opened.prompt_len} to {self.num_committed}"
             )
         self.num_acked = max(self.num_acked, draft.seen)
-        self.counts.received += len(draft.tokens)
+        self.timeline.on_acknowledged(draft.seen, now_s)
         if self.finished:
+            self.drafts.counts.received += len(draft.tokens)
             return
-        if draft.start == draft.seen:
-            self._buffer.clear()
-            self._chain_end = draft.start
-            if draft.seen == self.num_committed and not self._round_armed:
-                self._round_armed = True
-                self._make_ready(now_s)
-        if draft.start != self._chain_end:
-            self.counts.stale += len(draft.tokens)
-            return
-        self._extend_chain(draft)
-        self.newest_input_s = now_s
+        if draft.start == draft.seen == self.num_committed and not self._round_armed:
+            self._round_armed = True
+            if self.opened.mode is Mode.SYNC:
+                self.ready_since_s = now_s
+        self._expect_draft(draft.next_us, now_s)
+        if self.drafts.put(draft, self.num_committed):
+            self.newest_input_s = now_s
 
-    def _make_ready(self, now_s: float) -> None:
-        if self.opened.mode is Mode.SYNC:
-            self.ready_since_s = now_s
-
-    def _extend_chain(self, draft: Draft) -> None:
-        num_late = min(max(0, self.num_committed - draft.start), len(draft.tokens))
-        self.counts.late += num_late
-        late = draft.tokens[:num_late]
-        if not np.array_equal(late, self._tokens[draft.start : draft.start + num_late]):
-            self.counts.stale += len(draft.tokens) - num_late
-            self._break_chain()
-            return
-        room = self.opened.end - 1 - max(self.num_committed + len(self._buffer), draft.start)
-        self._buffer.extend(draft.tokens[num_late : num_late + max(0, room)].tolist())
-        self._chain_end = draft.end
-
-    def _break_chain(self) -> None:
-        self.counts.stale += len(self._buffer)
-        self._buffer.clear()
-        self._chain_end = None
+    def _expect_draft(self, next_us: int, now_s: float) -> None:
+        if next_us < 0:
+            self.next_draft_s = math.inf
+        else:
+            self._draft_gap_s = next_us / 1e6
+            self.next_draft_s = now_s + self._draft_gap_s
 
     # -- passes -------------------------------------------------------------------------------------------------
 
-    def pass_item(self, max_new_tokens: int, reason: str = "") -> PassItem:
-        """This session's part of a pass with at most `max_new_tokens` (> 0): a chunk of prefill, or everything
-        uncached and as many draft tokens as fit."""
-        num_uncached = self.num_uncached
-        if num_uncached > max_new_tokens:
-            tokens, num_drafts = self._tokens[: self.num_cached + max_new_tokens], 0
-        else:
-            num_drafts = min(len(self._buffer), max_new_tokens - num_uncached)
-            drafts = np.array(self._buffer[:num_drafts], np.int32)
-            tokens = np.concatenate([self.committed, drafts]) if num_drafts else self.committed
+    def pass_item(self, num_uncached: int, num_drafts: int, reason: str = "") -> PassItem:
+        """This session's part of a pass: `num_uncached` (> 0) committed tokens, and behind all of them `num_drafts`
+        draft tokens. Fewer than all uncached tokens are a chunk of prefill. `tokens` is a view that holds until the
+        next draft or commit of the session."""
+        num_cached = self.num_cached
+        end = num_cached + num_uncached
         return PassItem(
-            session=self.id,
-            tokens=tokens,
-            num_cached=self.num_cached,
-            num_draft_tokens=num_drafts,
-            sampling=self.opened.sampling,
-            is_prefill_chunk=num_uncached > max_new_tokens,
-            logprobs=self.opened.logprobs,
-            reason=reason,
+            self.id,
+            self._tokens[: end + num_drafts],
+            num_cached,
+            num_drafts,
+            self.opened.sampling,
+            end < self.num_committed,
+            self.opened.logprobs,
+            reason,
         )
 
     def commit(self, item: PassItem, outcome: PassOutcome, timing: Timing, now_s: float) -> Commit | None:
@@ -190,19 +157,28 @@ class ServerSession:
             self.num_cached = len(item.tokens)
             self.ready_since_s = now_s  # a chunk is a turn: the next one queues behind those who wait
             return None
-        start = self.num_committed
-        drafted = item.tokens[start:]
-        num_accepted = count_accepted(drafted, outcome.chosen)
-        tokens, origin = self._until_end(outcome.chosen[: num_accepted + 1], num_accepted, item.num_draft_tokens)
-        self.counts.verified += item.num_draft_tokens
-        self.counts.accepted += int(np.count_nonzero(origin == Origin.ACCEPTED))
+        start, num_drafts = self.num_committed, item.num_draft_tokens
+        num_accepted = count_accepted(item.tokens[start:], outcome.chosen)
+        tokens, origin = self._until_end(outcome.chosen[: num_accepted + 1], num_accepted, num_drafts)
+        self.drafts.on_commit(tokens, start, num_drafts, min(num_accepted, len(tokens)))
         self.num_cached = start + min(num_accepted, len(tokens))
         self._append(tokens, origin)
-        self._advance_buffer(tokens, item.num_draft_tokens)
-        self._round_armed = False
-        self.ready_since_s = self.newest_input_s = now_s
+        self._note_turn(len(tokens), now_s)
         logprobs = None if outcome.logprobs is None else outcome.logprobs[: len(tokens)]
         return Commit(self.id, start, tokens, origin, self.status, timing, logprobs)
+
+    def _note_turn(self, num_tokens: int, now_s: float) -> None:
+        before_s = self.timeline.last_s
+        if before_s is not None:
+            gap_s = now_s - before_s
+            self.turn_gap_s = gap_s + _TURN_MEMORY * (self.turn_gap_s - gap_s) if self.turn_gap_s else gap_s
+            self.tokens_per_turn = num_tokens + _TURN_MEMORY * (self.tokens_per_turn - num_tokens)
+        self.timeline.on_commit(num_tokens, self.num_committed, now_s)
+        self._round_armed = False
+        self.ready_since_s = self.newest_input_s = now_s
+        if self._draft_gap_s is not None and (not self.drafts.num_tokens or math.isinf(self.next_draft_s)):
+            # The device drafts on, or from here again, once it has the commit.
+            self.next_draft_s = now_s + 2 * self.timeline.way_s + self._draft_gap_s
 
     def _until_end(self, chosen: Tokens, num_accepted: int, num_drafts: int) -> tuple[Tokens, Origins]:
         """Cut `chosen` behind the first EOS or at the length limit, name origins, and set the status."""
@@ -218,17 +194,6 @@ class ServerSession:
         origin = np.full(length, Origin.ACCEPTED, np.uint8)
         origin[num_accepted:] = own
         return chosen[:length], origin
-
-    def _advance_buffer(self, tokens: Tokens, num_verified: int) -> None:
-        """Compare what was committed with the head of the buffer: equal drops the head, different breaks."""
-        if self._chain_end is None:
-            return
-        head = self._buffer[: len(tokens)]
-        if head == tokens[: len(head)].tolist():
-            del self._buffer[: len(head)]
-        else:
-            del self._buffer[: max(num_verified, len(tokens))]  # verified, or the one that the own token contradicts
-            self._break_chain()
 
     def _append(self, tokens: Tokens, origin: Origins | Origin) -> None:
         end = self.num_committed + len(tokens)
@@ -261,7 +226,8 @@ class ServerSession:
         known = len(opened.tokens)
         if known > self.num_committed:
             self._append(opened.tokens[self.num_committed :], Origin.DECODED)
-        self._break_chain()
+        self.drafts.drop()
+        self.next_draft_s = math.inf
         self._round_armed = False
         self.num_acked = known
         self.ready_since_s = self.newest_input_s = now_s

@@ -7,13 +7,9 @@ the one that has waited longest goes first.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from wisp_plugin.errors import UnknownSession
+from wisp_plugin.protocols import Reply
 from wisp_plugin.server_session import ServerSession
-
-if TYPE_CHECKING:
-    from wisp_plugin.engine import Reply
 
 
 class SessionTable:
@@ -29,6 +25,11 @@ class SessionTable:
     def num_attached(self) -> int:
         """Sessions with a stream."""
         return len(self._attached)
+
+    @property
+    def num_lingering(self) -> int:
+        """Sessions without a stream, kept for resumption."""
+        return len(self._detached)
 
     def is_attached(self, session_id: str) -> bool:
         """True if the session has a stream."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from wisp_plugin import wire_values as values
+from wisp_plugin.config import DEFAULT_SLO_CLASS
 from wisp_plugin.errors import InvalidRequest
 from wisp_plugin.messages import PROTOCOL_VERSION, Close, Commit, Draft, Open, Origin, Slo, Status, Timing
 from wisp_plugin.wire_values import Array, Parameter
@@ -26,7 +27,8 @@ UNAVAILABLE = "unavailable: "  # begins errors that are about the server's state
 
 _SAMPLING_PARAMETERS = {"seed", "temperature", "top_k", "top_p", "repetition_penalty"}
 _SESSION_PARAMETERS = {"prompt_len", "max_new_tokens", "eos_token_ids", "ignore_eos", "mode", "logprobs", "vocab_hash"}
-_OPEN_PARAMETERS = frozenset({"op", "protocol", "ttft_ms", "tpot_ms"} | _SAMPLING_PARAMETERS | _SESSION_PARAMETERS)
+_SLO_PARAMETERS = {"slo", "ttft_ms", "tpot_ms"}
+_OPEN_PARAMETERS = frozenset({"op", "protocol"} | _SLO_PARAMETERS | _SAMPLING_PARAMETERS | _SESSION_PARAMETERS)
 _OTHER_PARAMETERS = frozenset({"op", "protocol"})
 
 
@@ -39,7 +41,11 @@ class WireLimits:
     max_draft_ahead: int
     vocab_hash: str = ""
     eos_token_ids: tuple[int, ...] = ()
-    default_slo: Slo = field(default_factory=lambda: Slo(ttft_ms=2_000.0, tpot_ms=200.0))
+    default_slo: Slo = field(default_factory=lambda: Slo(ttft_ms=2_000.0, tpot_ms=200.0, name=DEFAULT_SLO_CLASS))
+    slo_classes: Mapping[str, Slo] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        assert self.default_slo.name == DEFAULT_SLO_CLASS, "the default SLO goes by its name"
 
 
 def new_session_id() -> str:
@@ -103,10 +109,7 @@ def _decode_open(
         prompt_len=prompt_len,
         max_new_tokens=max_new_tokens,
         sampling=values.sampling(parameters, limits.vocab_size),
-        slo=Slo(
-            ttft_ms=values.number(parameters, "ttft_ms", limits.default_slo.ttft_ms, 0.001, 1e7),
-            tpot_ms=values.number(parameters, "tpot_ms", limits.default_slo.tpot_ms, 0.001, 1e7),
-        ),
+        slo=values.slo(parameters, limits.default_slo, limits.slo_classes),
         mode=values.mode(parameters),
         eos_token_ids=() if values.boolean(parameters, "ignore_eos") else eos,
         logprobs=values.boolean(parameters, "logprobs"),
@@ -117,9 +120,7 @@ def _decode_draft(session: str, tensors: Mapping[str, Array], limits: WireLimits
     tokens = values.token_ids(tensors, "DRAFT", limits.vocab_size)
     start, seen = values.scalar(tensors, "START", np.int32), values.scalar(tensors, "SEEN", np.int32)
     if not 0 < seen <= start <= limits.max_context_tokens:
-        raise InvalidRequest(
-            f"START {start}, SEEN {seen}: allowed is 0 < SEEN <= START <= {limits.max_context_tokens}"
-        )
+        raise InvalidRequest(f"START {start}, SEEN {seen}: allowed is 0 < SEEN <= START <= {limits.max_context_tokens}")
     if start + len(tokens) - seen > limits.max_draft_ahead:
         raise InvalidRequest(
             f"the draft reaches {start + len(tokens) - seen} tokens beyond SEEN; allowed: {limits.max_draft_ahead}"
@@ -163,10 +164,9 @@ def encode_request(request: Request, vocab_hash: str = "") -> tuple[dict[str, Pa
         "top_k": sampling.top_k,
         "top_p": repr(sampling.top_p),
         "repetition_penalty": repr(sampling.repetition_penalty),
-        "ttft_ms": repr(request.slo.ttft_ms),
-        "tpot_ms": repr(request.slo.tpot_ms),
         "mode": request.mode.value,
         "logprobs": request.logprobs,
+        **values.slo_parameters(request.slo),
     }
     if request.eos_token_ids:
         parameters["eos_token_ids"] = ",".join(str(i) for i in request.eos_token_ids)

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from wisp_plugin.config import DEFAULT_SLO_CLASS
 from wisp_plugin.errors import InvalidRequest
-from wisp_plugin.messages import Mode, Sampling, Tokens
+from wisp_plugin.messages import Mode, Sampling, Slo, Tokens
 
 Array = npt.NDArray[Any]
 Parameter = int | float | bool | str
@@ -161,3 +162,47 @@ def check_vocab_hash(parameters: Mapping[str, Parameter], server_hash: str) -> N
             f"the client's tokenizer differs: its vocab_hash is {' '.join(client_hash[:64].split())}, "
             f"the server's {server_hash}"
         )
+
+
+# -- SLO --------------------------------------------------------------------------------------------------------
+
+
+def named_slo(name: str = DEFAULT_SLO_CLASS) -> Slo:
+    """The SLO of a client that asks for the server's class `name`, or for the server's default.
+
+    Its numbers are the server's: here they are infinite, which stands for "not known to the client".
+    """
+    return Slo(math.inf, math.inf, name)
+
+
+def slo(parameters: Mapping[str, Parameter], default: Slo, classes: Mapping[str, Slo]) -> Slo:
+    """The SLO of an `open`: a class by name, or numbers (a missing one is the default's), or the default."""
+    numbers = [name for name in ("ttft_ms", "tpot_ms") if name in parameters]
+    if "slo" in parameters:
+        if numbers:
+            raise InvalidRequest(f"parameters 'slo' and {numbers[0]!r} exclude each other; allowed: a class or numbers")
+        return _slo_class(str(parameters["slo"]), classes)
+    if not numbers:
+        return default
+    return Slo(
+        ttft_ms=number(parameters, "ttft_ms", default.ttft_ms, 0.001, 1e7),
+        tpot_ms=number(parameters, "tpot_ms", default.tpot_ms, 0.001, 1e7),
+    )
+
+
+def _slo_class(name: str, classes: Mapping[str, Slo]) -> Slo:
+    if not classes:
+        raise InvalidRequest(f"parameter 'slo' is {shown(name)}; this server has no SLO classes, only numbers")
+    if name not in classes:
+        raise InvalidRequest(f"parameter 'slo' is {shown(name)}; allowed: {', '.join(classes)}")
+    return classes[name]
+
+
+def slo_parameters(slo: Slo) -> dict[str, Parameter]:
+    """The parameters of an `open` for `slo`: the client's side of `slo`. What is the server's is not sent."""
+    if slo.name == DEFAULT_SLO_CLASS:
+        return {}
+    if slo.name:
+        return {"slo": slo.name}
+    numbers = {"ttft_ms": slo.ttft_ms, "tpot_ms": slo.tpot_ms}
+    return {name: repr(value) for name, value in numbers.items() if value != math.inf}

@@ -1,0 +1,105 @@
+"""The README's table of results, made from the JSON documents in `bench/results`.
+
+`make results` runs the benchmarks and keeps the last line of each there; this command then writes the table into the
+README, between its two marks. A test holds that the README shows what the documents say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.report import format_cell
+from wisp_plugin.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = Path(__file__).with_name("results")
+BEGIN, END = "<!-- results: made by `wisp-bench results` -->", "<!-- end of results -->"
+Document = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of the table: `show` makes the text of the measured figure from the document of `benchmark`."""
+
+    figure: str
+    benchmark: str
+    show: str | Callable[[Document], str]
+    asked: str = ""
+
+    def text(self, documents: Mapping[str, Document]) -> str:
+        """The line in Markdown."""
+        document = documents[self.benchmark]
+        measured = format_cell(document[self.show]) if isinstance(self.show, str) else self.show(document)
+        return f"| {self.figure} | {self.asked or '-'} | {measured} | `wisp-bench {self.benchmark}` |"
+
+
+def _of(template: str) -> Callable[[Document], str]:
+    """Text with figures by name in braces."""
+    return lambda document: template.format(**{name: format_cell(value) for name, value in document.items()})
+
+
+ROWS = (
+    Row("estimator: error on held-out ragged passes, worse of fp32 and bf16", "estimator",
+        _of("{mape} % (noise of repeated equal passes {repeat_noise} %)"), "<= 10 %, or noise + 5"),
+    Row("passes slower than the quantile prediction", "estimator", _of("{late_rate} %"), "3 to 7 %"),
+    Row("decision with 64 / 1,024 sessions", "scheduler", _of("{plan_us_64} / {plan_us_1024} us"), "<= 200 / 3000 us"),
+    Row("value per second of a pass against exhaustive search", "scheduler", "density_vs_optimum", ">= 0.95"),
+    Row("devices at 95 % SLO attainment, against centralized serving", "scheduler",
+        _of("{capacity_vs_continuous} times"), ">= 2.0"),
+    Row("same arrivals at 90 % of the centralized capacity: attainment", "scheduler", "attainment_wisp", ">= 0.95"),
+    Row("goodput there against SLED / EDF / continuous with the same drafts", "scheduler",
+        _of("{goodput_vs_fcfs} / {goodput_vs_edf} / {goodput_vs_continuous}"), ">= 1.25 / 1 / 1"),
+    Row("interference of the tight class there, against SLED", "scheduler", "interference_ratio", "<= 0.5"),
+    Row("peak goodput against plain goodput density", "scheduler", "goodput_vs_density", ">= 0.95"),
+    Row("holding: tokens per second of server time, slow devices", "scheduler", _of("{hold_gain} times"), ">= 1.2"),
+    Row("live, 8 sessions of two classes: attainment of the tight one, `wisp` / `fcfs`", "classes",
+        _of("{attainment_tight_wisp} / {attainment_tight_fcfs}"), "met / missed"),
+    Row("16 sessions with one system prompt of 300 tokens: KV / prefill time against one and the private parts",
+        "prefix", _of("{kv_ratio} / {prefill_ratio}"), "<= 1.3"),
+)  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Command line of `wisp-bench results`."""
+    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if the README is out of date")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Write the table, or check it."""
+    readme = ROOT / "README.md"
+    before = readme.read_text(encoding="utf-8")
+    after = with_table(before, read_documents())
+    if not args.check:
+        readme.write_text(after, encoding="utf-8")
+    print("README.md is up to date" if before == after else "README.md was out of date")
+    return int(args.check and before != after)
+
+
+def read_documents(folder: Path = FOLDER) -> dict[str, Document]:
+    """The kept documents by benchmark.
+
+    Raises:
+        ConfigError: one that the table needs is missing, or lacks a figure.
+    """
+    documents = {}
+    for benchmark in dict.fromkeys(row.benchmark for row in ROWS):
+        path = folder / f"{benchmark}.json"
+        if not path.is_file():
+            raise ConfigError(f"{path.name} is missing in bench/results; `make results` makes it")
+        documents[benchmark] = json.loads(path.read_text(encoding="utf-8"))
+    return documents
+
+
+def with_table(readme: str, documents: Mapping[str, Document]) -> str:
+    """The README's text with the table of these documents between the marks."""
+    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
+        raise ConfigError(f"README.md has to have one line {BEGIN} and one line {END}")
+    head, rest = readme.split(BEGIN)
+    _, tail = rest.split(END)
+    lines = ["| figure | asked | measured | command |", "|---|---|---|---|", *(row.text(documents) for row in ROWS)]
+    return f"{head}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{tail}"

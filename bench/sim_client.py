@@ -1,0 +1,181 @@
+"""The device's side of a simulated session: the real `EdgeSession` in the loop of `edge_runtime/client.py`.
+
+As there, the device drafts one token at a time and looks at what has arrived between two draft steps: a commit that
+comes during a step is applied behind it. Only the time of a draft step and the token that it gives are modelled.
+Arrival times are those at the device, not those at which the loop looks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bench.sim_result import SessionRecord
+from bench.virtual_time import EventQueue, Link
+from bench.workload import Device, SessionSpec
+from wisp_plugin.controller import Controller
+from wisp_plugin.edge_session import EdgeSession, Step
+from wisp_plugin.messages import Commit, Draft, Mode, Open, Sampling, Status, Tokens
+
+_FIRST_RETRY_S = 0.1  # as `Patience.first_retry_s` of the real client
+_VOCAB_BITS = 15
+_MASK64 = (1 << 64) - 1
+
+
+class SimulationError(RuntimeError):
+    """The simulated system did something that the modelled part cannot go on from."""
+
+
+class SessionTokens:
+    """What the target and the draft model say at every position of one session: pure functions of seed and position.
+
+    The draft model is right with probability `acceptance` at a position, independently, as long as the chain before
+    is right; behind a wrong draft token it is always wrong.
+    """
+
+    __slots__ = ("drafted", "first_wrong", "target", "wrong")
+
+    def __init__(self, seed: int, spec: SessionSpec, acceptance: float) -> None:
+        end = spec.prompt_len + spec.num_output_tokens
+        key = (seed << 40) ^ spec.number
+        self.target: Tokens = (_hashes(2 * key, end) >> np.uint64(64 - _VOCAB_BITS)).astype(np.int32)
+        uniform = (_hashes(2 * key + 1, end) >> np.uint64(11)) * 2.0**-53
+        is_wrong = uniform >= acceptance
+        self.wrong: list[int] = (self.target ^ 1).tolist()
+        self.drafted: list[int] = np.where(is_wrong, self.target ^ 1, self.target).tolist()
+        # Position of the first wrong draft at or behind each position (end: none).
+        positions = np.where(is_wrong, np.arange(end), end)
+        self.first_wrong: list[int] = [*np.minimum.accumulate(positions[::-1])[::-1].tolist(), end]
+
+
+def _hashes(key: int, length: int) -> np.ndarray:
+    """splitmix64 of `key` and each position, uint64 `[length]`."""
+    start = np.uint64(key * 0xD1342543DE82EF95 & _MASK64)
+    x = start + np.arange(1, length + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSettings:
+    """What all devices of a scenario have in common."""
+
+    mode: Mode
+    make_controller: Callable[[], Controller]
+    message_tokens: int
+    warm_up_s: float
+    duration_s: float
+
+
+class SimulatedClient:
+    """One session on its device, driven by events."""
+
+    __slots__ = (
+        "_events", "_inbox", "_is_drafting", "_is_refused", "_on_done", "_send", "_settings", "_step_s", "_uplink",
+        "downlink", "edge", "id", "record", "tokens",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        events: EventQueue,
+        spec: SessionSpec,
+        device: Device,
+        tokens: SessionTokens,
+        settings: ClientSettings,
+        send: Callable[[SimulatedClient, Open | Draft], None],
+        on_done: Callable[[SimulatedClient], None],
+    ) -> None:
+        """`send` delivers a message that has reached the server; `on_done` is told once the final status is applied."""
+        self._events, self.tokens, self._settings, self._send, self._on_done = events, tokens, settings, send, on_done
+        self._uplink = Link(device.rtt_s / 2, device.jitter_s, 2 * spec.link_seed)
+        self.downlink = Link(device.rtt_s / 2, device.jitter_s, 2 * spec.link_seed + 1)
+        self._step_s = 1.0 / device.drafted_tokens_per_s
+        self.id = f"{spec.number:032x}"
+        opened = Open(
+            self.id, tokens.target[: spec.prompt_len], spec.prompt_len, spec.num_output_tokens, Sampling(), spec.slo,
+            settings.mode,
+        )  # fmt: skip
+        self.edge = EdgeSession(opened, settings.make_controller(), settings.message_tokens)
+        self.record = SessionRecord(spec, events.now_s)
+        self._inbox: list[Commit] = []
+        self._is_drafting = False
+        self._is_refused = False
+
+    def open(self, _: Any = None) -> None:
+        """Open the session, or try again after a refusal, and start to draft."""
+        self._is_refused = False
+        self._transmit(self.edge.reopen())
+        if not self._is_drafting:
+            self._advance()
+
+    def receive(self, commit: Commit) -> None:
+        """A commit has reached the device."""
+        self._note(commit)
+        self._inbox.append(commit)
+        if not self._is_drafting:
+            self._apply_commits()
+            self._advance()
+
+    def _advance(self) -> None:
+        """Do what the session asks for until a draft step runs or only a commit can help; nothing while refused."""
+        if self._is_refused:
+            return
+        while (step := self.edge.next_step()) is Step.SEND:
+            self._transmit(self.edge.take_message())
+        if step is Step.DRAFT:
+            self._is_drafting = True
+            self._events.schedule(self._events.now_s + self._step_s, self._finish_draft, self._next_token())
+        elif step is Step.DONE:
+            self._on_done(self)
+
+    def _next_token(self) -> int:
+        """The draft token behind the chain."""
+        position = len(self.edge.context())
+        chain_is_right = self.tokens.first_wrong[len(self.edge.committed)] >= position
+        return (self.tokens.drafted if chain_is_right else self.tokens.wrong)[position]
+
+    def _finish_draft(self, token: int) -> None:
+        self._is_drafting = False
+        self.edge.on_drafted(token, self._step_s)
+        self._apply_commits()
+        self._advance()
+
+    def _apply_commits(self) -> None:
+        for commit in self._inbox:
+            if commit.status is Status.OVERLOADED:
+                self.record.num_refused += 1
+                self._is_refused = True
+                pause_s = max(_FIRST_RETRY_S, (commit.retry_after_ms or 0) / 1e3)
+                self._events.schedule(self._events.now_s + pause_s, self.open, None)
+            elif commit.status in (Status.RUNNING, Status.LENGTH):
+                self.edge.on_commit(commit)
+            else:
+                raise SimulationError(f"session {self.id} ended as {commit.status.name} at {self._events.now_s:.3f} s")
+        self._inbox.clear()
+
+    def _transmit(self, message: Open | Draft) -> None:
+        self._events.schedule(self._uplink.arrival_s(self._events.now_s), self._arrive, message)
+
+    def _arrive(self, message: Open | Draft) -> None:
+        """A message has reached the server."""
+        self.record.arrived_s = min(self.record.arrived_s, self._events.now_s)
+        self._send(self, message)
+
+    def _note(self, commit: Commit) -> None:
+        record, now_s, num_tokens = self.record, self._events.now_s, len(commit.tokens)
+        if commit.status is Status.LENGTH:
+            record.ended_s = now_s
+        if not num_tokens:
+            return
+        if not record.num_tokens:
+            record.first_s = now_s
+        if now_s > record.due_s(record.num_tokens):  # else the tokens behind are in time too
+            record.num_overdue += sum(now_s > record.due_s(record.num_tokens + i) for i in range(num_tokens))
+        record.num_tokens += num_tokens
+        record.last_s = now_s
+        if self._settings.warm_up_s <= now_s <= self._settings.duration_s:
+            record.num_counted += num_tokens

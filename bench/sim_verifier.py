@@ -1,0 +1,110 @@
+"""The simulated verifier: a pass takes what its features cost, and the target says what it says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench.gpu_cost import member_features
+from bench.sim_client import SimulatedClient
+from bench.sim_result import ServerRecord
+from bench.virtual_time import EventQueue
+from wisp_plugin.coupling import count_accepted
+from wisp_plugin.estimator import EMPTY_PASS, Costs, Estimator
+from wisp_plugin.kv_blocks import BlockPool
+from wisp_plugin.messages import PassItem, PassOutcome
+from wisp_plugin.server_session import ServerSession
+
+_KV_BLOCK_TOKENS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class PassTiming:
+    """True cost of passes, lognormal noise (mean 1) on top, and from when on passes are counted."""
+
+    costs: Costs
+    noise_sigma: float
+    seed: int
+    warm_up_s: float
+
+
+class SimulatedVerifier:
+    """The verifier's contract in virtual time: a pass takes what its features cost."""
+
+    def __init__(
+        self, timing: PassTiming, kv_tokens: int, record: ServerRecord, events: EventQueue,
+        clients: Mapping[str, SimulatedClient],
+    ) -> None:  # fmt: skip
+        """`record` is written; `clients` by session know what the target says."""
+        self.pool = BlockPool(-(-kv_tokens // _KV_BLOCK_TOKENS), _KV_BLOCK_TOKENS)
+        self.record = record
+        self.sessions: Callable[[], Iterable[ServerSession]] = tuple  # those of the scheduler, once there is one
+        self._known: dict[str, ServerSession] = {}
+        self._events, self._clients = events, clients
+        self._costs, self._noise_sigma = Estimator(timing.costs), timing.noise_sigma
+        self._rng = np.random.default_rng((timing.seed, 2))
+        self._warm_up_s = timing.warm_up_s
+
+    def run(self, items: Sequence[PassItem]) -> list[PassOutcome]:
+        """See `engine.Verifier`. Events up to the end of the pass happen meanwhile."""
+        features = member_features(items)
+        expected_s = float(self._costs.predict(EMPTY_PASS + features.sum(axis=0)))
+        pass_s = expected_s * self._noise()
+        if self._events.now_s >= self._warm_up_s:
+            self._count(items, expected_s - self._costs.predict(EMPTY_PASS + features), pass_s)
+        self._count_drafts(items)
+        for item in items:
+            self.pool.truncate(item.session, item.num_cached)
+        for item in items:
+            self.pool.extend(item.session, len(item.tokens))
+        self._events.advance(self._events.now_s + pass_s)
+        return [self._choose(item) for item in items]
+
+    def release(self, session: str) -> None:
+        """See `engine.Verifier`."""
+        self.pool.release(session)
+
+    def _choose(self, item: PassItem) -> PassOutcome:
+        first, target = item.first_choice_position, self._clients[item.session].tokens.target
+        chosen = target[first : first + item.num_choices]
+        num_kept = first
+        if item.num_draft_tokens:
+            num_accepted = count_accepted(item.tokens[first:], chosen)
+            num_kept += num_accepted
+            self.record.accepted += num_accepted
+            self.pool.truncate(item.session, num_kept)
+        self.pool.remember(item.session, item.tokens[:num_kept])
+        return PassOutcome(item.session, chosen)
+
+    def _count_drafts(self, items: Sequence[PassItem]) -> None:
+        for item in items:
+            if item.session not in self._known:
+                self._known |= {session.id: session for session in self.sessions()}
+            num_buffered = self._known[item.session].drafts.num_tokens
+            self.record.verified += item.num_draft_tokens
+            self.record.trimmed += num_buffered - item.num_draft_tokens
+
+    def note_end(self, session_id: str) -> None:
+        """A session has ended, or the run has: keep what its server side has counted."""
+        session = self._known.pop(session_id, None)
+        if session is not None:
+            self.record.late += session.drafts.counts.late
+            self.record.stale += session.drafts.counts.stale
+
+    def _noise(self) -> float:
+        sigma = self._noise_sigma
+        return math.exp(sigma * self._rng.standard_normal() - sigma**2 / 2) if sigma else 1.0
+
+    def _count(self, items: Sequence[PassItem], interference_s: np.ndarray, pass_s: float) -> None:
+        record = self.record
+        record.num_passes += 1
+        record.pass_s += pass_s
+        record.pass_sessions += len(items)
+        record.pass_new_tokens += sum(item.num_new_tokens for item in items)
+        classes = [self._clients[item.session].record.spec.class_index for item in items]
+        num_classes = len(record.num_places)
+        record.interference_s += np.bincount(classes, interference_s, num_classes)
+        record.num_places += np.bincount(classes, minlength=num_classes)

@@ -1,0 +1,244 @@
+"""Simulated serving in virtual time: the real engine, scheduler and sessions, server and edge.
+
+Only three things are modelled: the link (`Link`), the device's drafting (`SimulatedClient`) and the duration of a pass
+(`SimulatedVerifier`, from `Costs`). Deterministic by seed: no threads, no real clock, no global randomness.
+
+    result = simulate(Scenario(Workload(num_devices=64), policy="wisp"))
+    result.figures()["attainment"]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from bench.gpu_cost import A100_32G
+from bench.report import Progress
+from bench.sim_client import ClientSettings, SessionTokens, SimulatedClient, SimulationError
+from bench.sim_result import ServerRecord, SimResult
+from bench.sim_verifier import PassTiming, SimulatedVerifier
+from bench.virtual_time import EventQueue
+from bench.workload import SessionSpec, Workload
+from wisp_plugin.config import EngineConfig
+from wisp_plugin.controller import Controller, FixedAhead
+from wisp_plugin.engine import Engine
+from wisp_plugin.estimator import Costs, Estimator
+from wisp_plugin.messages import Commit, Draft, Mode, Open, Status
+from wisp_plugin.policies import Policy
+from wisp_plugin.scheduler import POLICIES, Scheduler
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A workload and the system that serves it.
+
+    `policy`: a name of `scheduler.POLICIES`, or what makes a policy as its values do. `controller` makes the
+    controller of a session; without, devices draft `ahead` tokens ahead (0: thin devices, the server decodes alone).
+    `costs` is the true cost of a pass, `believed_costs` what the estimator starts with (None: the truth).
+    `noise_sigma`: lognormal noise on the time of a pass, mean 1. `drain`: no session starts after `duration_s`, and
+    the run ends with the last one. `engine`: overrides of `EngineConfig`.
+    """
+
+    workload: Workload = field(default_factory=Workload)
+    policy: str | Callable[[EngineConfig, Estimator], Policy] = "continuous"
+    mode: Mode = Mode.FREE
+    ahead: int = 6
+    controller: Callable[[], Controller] | None = None
+    message_tokens: int = 1
+    acceptance: float = 0.75
+    duration_s: float = 30.0
+    warm_up_s: float = 10.0
+    drain: bool = False
+    costs: Costs = A100_32G
+    believed_costs: Costs | None = None
+    noise_sigma: float = 0.0
+    kv_tokens: int = 131_072
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    def with_devices(self, num_devices: int) -> Scenario:
+        """The same with another number of devices."""
+        return replace(self, workload=replace(self.workload, num_devices=num_devices))
+
+    def with_seed(self, seed: int) -> Scenario:
+        """The same with other sessions and other tokens."""
+        return replace(self, workload=replace(self.workload, seed=seed), seed=seed)
+
+
+def build_engine(scenario: Scenario, verifier: SimulatedVerifier, clock: Callable[[], float]) -> Engine:
+    """The real engine with the scenario's policy."""
+    room = max(256, 2 * scenario.workload.num_devices)
+    config = EngineConfig(**{"max_sessions": room, "max_pass_sessions": room, "max_load": 0.0, **scenario.engine})
+    estimator = Estimator(scenario.believed_costs or scenario.costs)
+    make_policy = POLICIES[scenario.policy] if isinstance(scenario.policy, str) else scenario.policy
+    scheduler = Scheduler(make_policy(config, estimator), config, verifier.pool, estimator)
+    return Engine(scheduler, verifier, config, clock)
+
+
+def wake_s(engine: Engine) -> float:
+    """When the scheduler wants to plan again if nothing arrives."""
+    return engine.wake_s
+
+
+def simulate(scenario: Scenario) -> SimResult:
+    """Run a scenario. Raises SimulationError if a request fails or sessions are left that nothing would serve."""
+    return _World(scenario).run()
+
+
+class _Reply:
+    """Answers of one client: commits reach the device behind the downlink, other answers only if they are failures."""
+
+    __slots__ = ("_client", "_world", "was_refused")
+
+    def __init__(self, world: _World, client: SimulatedClient) -> None:
+        self._world, self._client = world, client
+        self.was_refused = False
+
+    def send(self, commit: Commit) -> None:
+        self.was_refused = commit.status is Status.OVERLOADED
+        if commit.status is not Status.RUNNING:
+            self._world.verifier.note_end(commit.session)
+        events = self._world.events
+        if events.now_s >= self._world.scenario.warm_up_s:
+            self._world.verifier.record.committed += len(commit.tokens)
+        events.schedule(self._client.downlink.arrival_s(events.now_s), self._client.receive, commit)
+
+    def finish(self) -> None:
+        pass
+
+    def fail(self, message: str) -> None:
+        if not self.was_refused:  # drafts that were on their way when their session was refused
+            self._world.failures.append(message)
+
+    def is_cancelled(self) -> bool:
+        return False
+
+
+class _World:
+    """Clients, links and the engine's loop."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario = scenario
+        self.events = EventQueue()
+        self.failures: list[str] = []  # of answers: the engine survives what a reply raises
+        self._clients: dict[str, SimulatedClient] = {}
+        self._replies: dict[str, _Reply] = {}
+        self._num_active = 0
+        timing = PassTiming(scenario.costs, scenario.noise_sigma, scenario.seed, scenario.warm_up_s)
+        record = ServerRecord.of(len(scenario.workload.classes))
+        self.verifier = SimulatedVerifier(timing, scenario.kv_tokens, record, self.events, self._clients)
+        self._engine = build_engine(scenario, self.verifier, lambda: self.events.now_s)
+        self.verifier.sessions = lambda: self._engine.scheduler.sessions
+        self._settings = ClientSettings(
+            scenario.mode,
+            scenario.controller or (lambda: FixedAhead(scenario.ahead)),
+            scenario.message_tokens,
+            scenario.warm_up_s,
+            scenario.duration_s,
+        )
+        self._devices = scenario.workload.devices()
+        self._specs: list[Iterator[SessionSpec]] = [scenario.workload.sessions(device) for device in self._devices]
+        for device in self._devices:
+            self._schedule_next(device.index)
+
+    def run(self) -> SimResult:
+        """The engine's loop until the end of the run."""
+        scenario, events, engine = self.scenario, self.events, self._engine
+        while events.now_s < scenario.duration_s or (scenario.drain and self._num_active):
+            if not engine.step():
+                self._advance_idle()
+            if self.failures:
+                raise SimulationError(f"at {events.now_s:.3f} s a request failed: {self.failures[0]}")
+        return self._result()
+
+    def _advance_idle(self) -> None:
+        """Nothing to run: on to what happens next."""
+        events, wake_s = self.events, self._engine.wake_s
+        if wake_s <= events.now_s:
+            raise SimulationError(f"at {events.now_s:.3f} s the scheduler ran nothing, but asked to plan again at once")
+        next_s = min(events.next_s, wake_s)
+        if events.now_s < self.scenario.duration_s:
+            next_s = min(next_s, self.scenario.duration_s)
+        if math.isinf(next_s):
+            raise SimulationError(f"{self._num_active} sessions are left at {events.now_s:.3f} s, none is served")
+        events.advance(next_s)
+
+    # -- sessions -----------------------------------------------------------------------------------------------
+
+    def _schedule_next(self, device_index: int) -> None:
+        """The device's next session, at its time or now."""
+        spec = next(self._specs[device_index])
+        start_s = self.events.now_s if spec.start_s is None else spec.start_s
+        if start_s < self.scenario.duration_s:
+            self.events.schedule(start_s, self._start, spec)
+
+    def _start(self, spec: SessionSpec) -> None:
+        scenario = self.scenario
+        tokens = SessionTokens(scenario.seed, spec, scenario.acceptance)
+        device = self._devices[spec.device]
+        client = SimulatedClient(self.events, spec, device, tokens, self._settings, self._submit, self._end)
+        self._clients[client.id] = client
+        self._replies[client.id] = _Reply(self, client)
+        self._num_active += 1
+        client.open()
+        if scenario.workload.timed:
+            self._schedule_next(spec.device)
+
+    def _submit(self, client: SimulatedClient, message: Open | Draft) -> None:
+        self._engine.submit(message, self._replies[client.id])
+
+    def _end(self, client: SimulatedClient) -> None:
+        self._num_active -= 1
+        if not self.scenario.workload.timed:
+            self._schedule_next(client.record.spec.device)
+
+    def _result(self) -> SimResult:
+        scenario, clients = self.scenario, self._clients.values()
+        for client in clients:
+            self.verifier.note_end(client.id)
+        return SimResult(
+            tuple(c.name for c in scenario.workload.classes),
+            scenario.duration_s,
+            scenario.warm_up_s,
+            self.events.now_s,
+            [client.record for client in clients],
+            self.verifier.record,
+            sum(client.edge.stats.drafting_s for client in clients),
+            sum(client.edge.stats.useful_drafting_s for client in clients),
+        )
+
+
+def attainment_of(scenario: Scenario) -> float:
+    """Attainment of one run."""
+    return simulate(scenario).attainment()
+
+
+def capacity(
+    scenario: Scenario,
+    attainment: float = 0.95,
+    max_devices: int = 1024,
+    progress: Progress | None = None,
+    measure: Callable[[Scenario], float] = attainment_of,
+) -> int:
+    """The most devices with at least `attainment` of sessions meeting their SLO (0: not even one).
+
+    Doubles from 8, then bisects to 3 % or one device, assuming that more devices never raise the attainment, which
+    `measure` tells.
+    """
+
+    def holds(num_devices: int) -> bool:
+        reached = measure(scenario.with_devices(num_devices))
+        if progress is not None:
+            progress.step(note=f"{num_devices} devices: {reached:.3f}")
+        return reached >= attainment
+
+    good, bad = 0, 8
+    while bad <= max_devices and holds(bad):
+        good, bad = bad, 2 * bad
+    bad = min(bad, max_devices + 1)
+    while bad - good > max(1, 0.03 * good):
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if holds(middle) else (good, middle)
+    return good

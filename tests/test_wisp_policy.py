@@ -1,0 +1,141 @@
+"""Policy `wisp`: who needs a token takes part, nobody waits for ever, prefill goes on. Constants are not tested."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.factories import make_candidates, make_config, make_estimator
+from tests.fakes import ServingLoop
+from tests.test_policies import candidates, parts
+from wisp_plugin.estimator import EMPTY_PASS, Costs, Estimator, item_features
+from wisp_plugin.messages import Slo
+from wisp_plugin.policies import PREFILL, Choice
+from wisp_plugin.roster import Candidates
+from wisp_plugin.wisp_policy import Wisp, WispParameters
+
+P = WispParameters()
+NOW_S = 1.0
+
+
+def choose(c: Candidates, costs: Costs | None = None, **config: Any) -> Choice:
+    estimator = Estimator(costs) if costs else make_estimator()
+    return Wisp(make_config(**config), estimator).choose(c, NOW_S)
+
+
+def needs_a_token(c: Candidates) -> np.ndarray:
+    """Sessions that decode and would be late without this pass, as a pass with all of them takes at least so long."""
+    estimator = make_estimator()
+    is_turn = c.num_uncached <= P.prefill_tokens
+    own = item_features(c.num_cached[is_turn], c.num_uncached[is_turn], np.ones(int(is_turn.sum())))
+    pass_s = float(estimator.predict(EMPTY_PASS + own.sum(axis=0)))
+    return np.asarray(is_turn & (c.is_lost == 0) & (c.needed_s <= NOW_S + pass_s))
+
+
+@settings(max_examples=100, deadline=None)
+@given(candidates())
+def test_who_needs_a_token_takes_part(c: Candidates) -> None:
+    members = set(choose(c).members.tolist())
+    assert set(np.flatnonzero(needs_a_token(c)).tolist()) <= members
+
+
+@settings(max_examples=100, deadline=None)
+@given(candidates(), st.integers(1, 4), st.sampled_from([1, 7, 16, 60]))
+def test_who_has_waited_longest_is_served_first_when_there_is_not_room_for_all(
+    c: Candidates, max_sessions: int, max_tokens: int
+) -> None:
+    """The bound on waiting beside sessions that decode: whoever has waited for `max_hold_s` is overtaken only by those
+    whose last turn was before that, so by each once. (Prefills among themselves go by need.)"""
+    if (c.num_uncached > min(P.prefill_tokens, max_tokens)).all():
+        return
+    has_waited = c.ready_s + P.max_hold_s <= NOW_S
+    choice = choose(c, max_pass_sessions=max_sessions, max_pass_tokens=max_tokens)
+    turns = [m for m, reason in zip(choice.members.tolist(), choice.reasons, strict=True) if reason != PREFILL]
+    for i in np.flatnonzero(has_waited & ~np.isin(np.arange(len(c)), choice.members)).tolist():
+        assert turns
+        assert all(c.ready_s[m] <= c.ready_s[i] + P.max_hold_s for m in turns)
+
+
+def test_waiting_ends_for_all_when_everybody_is_hopelessly_late() -> None:
+    loop = ServingLoop(policy="wisp", max_pass_sessions=2)
+    for number in range(7):
+        loop.add(prompt=[number], max_new_tokens=500, slo=Slo(0.001, 0.001 if number % 2 else 1.0))
+    for _ in range(200):
+        loop.step(0.02)
+        for session in loop.all:
+            assert loop.now_s - session.ready_since_s <= P.max_hold_s + 7 * 0.02
+    turns = [session.timeline.num_tokens for session in loop.all]
+    assert min(turns) >= 3  # in 4 s
+
+
+def test_a_long_prefill_is_done_beside_sessions_without_slack() -> None:
+    """A chunk may cost more than the others' slack: it is given all the same, at the latest after `max_hold_s`."""
+    dear = Costs((0.01, 0, 0, 0, 0, 0), (0.002, 0, 0.01, 0, 0, 0), norm=16.0)
+    loop = ServingLoop(policy="wisp", costs=dear, num_blocks=1000)
+    loop.add(1, max_new_tokens=900, slo=Slo(100.0, 0.001))
+    loop.step(0.02)
+    long = loop.add(200, max_new_tokens=1)
+    num_chunks = -(-200 // P.prefill_tokens)
+    until_s = loop.now_s + num_chunks * (P.max_hold_s + 1.0)
+    while loop.now_s < until_s and not long.finished:
+        loop.step(loop.plan().predicted_s)
+    assert long.finished
+
+
+def test_prefill_alone_takes_the_whole_pass() -> None:
+    c = make_candidates(2, num_cached=0, num_uncached=[700, 90], needed_s=[2.0, 1.5])
+    choice = choose(c, max_pass_tokens=512)
+    assert parts(choice) == [(1, 90, 0), (0, 422, 0)]  # who is due first goes first
+    assert set(choice.reasons) == {PREFILL}
+
+
+@settings(max_examples=100, deadline=None)
+@given(candidates())
+def test_drafts_that_survive_more_often_are_not_taken_less(c: Candidates) -> None:
+    """The last draft tokens are those left out: what is verified is the head of every buffer, dearest value first."""
+    choice = choose(c)
+    taken = dict(zip(choice.members.tolist(), choice.num_drafts.tolist(), strict=True))
+    alike = (c.tpot_s == c.tpot_s[0]) & (c.needed_s == c.needed_s[0]) & (c.num_uncached == 1)
+    alike &= (c.is_lost == c.is_lost[0]) & (c.num_cached == c.num_cached[0]) & (c.ready_s == c.ready_s[0])
+    for i in np.flatnonzero(alike).tolist():
+        for j in np.flatnonzero(alike).tolist():
+            if i in taken and j in taken and c.num_buffered[i] == c.num_buffered[j]:
+                length = int(c.num_buffered[i])
+                if length and (c.survival[i, :length] > c.survival[j, :length] + 1e-9).all():
+                    assert taken[i] >= taken[j]
+
+
+def test_a_worthless_draft_is_trimmed_and_a_sure_one_is_not() -> None:
+    dear = Costs((0.01, 0, 0, 0, 0, 0), (0.002, 0, 0.005, 0, 0, 0), norm=1.0)
+    c = make_candidates(2, [[1.0, 1.0], [0.01, 0.001]], needed_s=NOW_S, num_uncached=1)
+    assert parts(choose(c, dear)) == [(0, 1, 2), (1, 1, 0)]
+
+
+def test_free_drafts_are_all_taken() -> None:
+    """Where a further token costs nothing, nothing is trimmed and nothing is divided by zero."""
+    flat = Costs((0.01, 0, 0, 0, 0, 0), (0, 0, 0, 0, 0, 0))
+    with np.errstate(all="raise"):
+        choice = choose(make_candidates(3, [0.9, 0.4, 0.1], needed_s=NOW_S), flat)
+    assert parts(choice) == [(i, 1, 3) for i in range(3)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 6), st.floats(0.01, 3.0), st.floats(0.001, 3.0))
+def test_who_is_held_is_looked_at_again_in_time(num_sessions: int, next_s: float, slack_s: float) -> None:
+    """Held or not: nobody sleeps through its need, the end of its hold, or the arrival of its drafts."""
+    c = make_candidates(num_sessions, needed_s=NOW_S + slack_s, tpot_s=0.02, next_draft_s=NOW_S + next_s, ready_s=0.9)
+    choice = choose(c)
+    if not len(choice.members):
+        assert NOW_S < choice.wake_s <= min(NOW_S + slack_s, 0.9 + P.max_hold_s)
+        assert choice.wake_s < NOW_S + next_s + 0.1
+        late = make_candidates(num_sessions, needed_s=NOW_S, tpot_s=0.02, next_draft_s=NOW_S + next_s, ready_s=0.9)
+        assert len(choose(late).members) == num_sessions
+
+
+def test_nobody_is_held_for_drafts_that_do_not_come() -> None:
+    c = make_candidates(3, needed_s=50.0, next_draft_s=math.inf)
+    assert len(choose(c).members) >= 1

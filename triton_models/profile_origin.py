@@ -1,0 +1,88 @@
+"""What a profile is of, and where it is kept: target, device, threads, versions; and who made it."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import TypedDict
+
+import torch
+from transformers.utils import cached_file
+
+from triton_models.torch_verifier import TorchVerifier
+from wisp_plugin import __version__
+from wisp_plugin.home import profile_dir
+from wisp_plugin.profile import Fingerprint
+
+_PACKAGES = ("torch", "transformers")  # they decide about the time of a forward
+_WEIGHTS = (".safetensors", ".bin", ".pt")
+
+
+class Origin(TypedDict):
+    """Part of `Measurement`: when, and by which WISP."""
+
+    created: str
+    wisp: str
+
+
+def fingerprint_of(verifier: TorchVerifier) -> Fingerprint:
+    """What a profile must be of to hold for `verifier`."""
+    source = verifier.target_dir
+    on_cpu = verifier.device_name == "cpu"
+    return Fingerprint(
+        model=Path(source).name if Path(source).is_dir() else source,
+        model_hash=model_hash(source),
+        dtype=verifier.dtype_name,
+        device=cpu_name() if on_cpu else torch.cuda.get_device_name(verifier.device_name),
+        num_threads=torch.get_num_threads() if on_cpu else 0,
+        versions={"wisp": __version__} | {name: importlib.metadata.version(name) for name in _PACKAGES},
+    )
+
+
+def model_hash(source: str) -> str:
+    """16 hex digits over the configuration and the names and sizes of the weight files: shape, not values."""
+    config = Path(cached_file(source, "config.json"))
+    digest = hashlib.sha256(config.read_bytes())
+    for path in sorted(config.parent.iterdir()):
+        if path.suffix in _WEIGHTS:
+            digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def cpu_name() -> str:
+    """Model name of the CPU as the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return match.group(1).strip() if match else platform.processor() or platform.machine()
+
+
+def profile_path(of: Fingerprint | str) -> Path:
+    """File of a profile: a user's own path, or where that of a fingerprint is kept."""
+    if isinstance(of, str):
+        return Path(of).expanduser().absolute()
+    parts = [of.model, of.dtype, of.device, *([f"{of.num_threads}-threads"] if of.num_threads else [])]
+    return profile_dir() / (re.sub(r"[^a-z0-9.]+", "-", " ".join(parts).lower()).strip("-.") + ".json")
+
+
+def origin() -> Origin:
+    """Now and this WISP."""
+    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return Origin(created=created, wisp=f"{__version__} {_commit()}")
+
+
+def _commit() -> str:
+    """Short hash of the checkout that this file lies in, `no checkout` elsewhere."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return "no checkout"  # an installed package, perhaps inside somebody else's checkout
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

@@ -1,0 +1,131 @@
+"""The draft buffer of one session on the server (DESIGN.md sections 2 and 6). Its rules, in one place:
+
+- a message with START = SEEN starts a new chain and replaces the buffer;
+- a message with START > SEEN must continue the chain where the message before ended, else it is stale;
+- draft tokens at positions committed meanwhile are late: they are compared, and the first difference breaks
+  the chain;
+- the token that a pass chose itself is compared with the next buffered one: equal keeps the tail, different
+  breaks the chain;
+- a broken chain is empty and takes nothing until START = SEEN starts the next one.
+
+Draft tokens are kept in the session's own token array, behind the committed ones: a pass then reads committed
+tokens and drafts as one view.
+
+Survival of a draft token is the probability that it and all before it are right. The device may send it; without,
+it follows from the session's own acceptance so far.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from wisp_plugin.messages import Draft, Tokens
+
+# Acceptance before anything is known of a session, as so many draft tokens accepted and rejected, and how much
+# of the count each commit keeps.
+_PRIOR_ACCEPTED, _PRIOR_REJECTED, _MEMORY = 3.0, 1.0, 0.95
+
+
+@dataclass(slots=True)
+class DraftCounts:
+    """What became of a session's draft tokens."""
+
+    received: int = 0
+    verified: int = 0
+    accepted: int = 0
+    late: int = 0
+    stale: int = 0
+
+
+class DraftBuffer:
+    """Draft tokens in `tokens[num_committed : num_committed + num_tokens]`."""
+
+    __slots__ = ("_accepted", "_chain_end", "_chain_start", "_rejected", "_survival", "_tokens", "counts", "num_tokens")
+
+    def __init__(self, tokens: Tokens) -> None:
+        """`tokens` is the session's array, as long as the session may become."""
+        self.num_tokens = 0
+        self.counts = DraftCounts()
+        self._tokens = tokens
+        self._survival = np.ones(len(tokens), np.float32)  # by position, since the start of the chain
+        self._chain_start = 0
+        self._chain_end: int | None = None  # where the next message must continue; None: chain broken
+        self._accepted, self._rejected = _PRIOR_ACCEPTED, _PRIOR_REJECTED
+
+    @property
+    def acceptance(self) -> float:
+        """Learnt probability that a draft token is accepted if all before it were."""
+        return self._accepted / (self._accepted + self._rejected)
+
+    def survival(self, num_committed: int) -> npt.NDArray[np.float32]:
+        """Survival of each buffered token, float32 `[num_tokens]`, never increasing."""
+        ahead = self._survival[num_committed : num_committed + self.num_tokens]
+        base = float(self._survival[num_committed - 1]) if num_committed > self._chain_start else 1.0
+        return ahead / max(base, 1e-6)
+
+    def put(self, draft: Draft, num_committed: int) -> bool:
+        """Take what is good of a message behind `num_committed` tokens; False if all of it is stale."""
+        self.counts.received += len(draft.tokens)
+        if draft.start == draft.seen:
+            self.counts.stale += self.num_tokens
+            self.num_tokens = 0
+            self._chain_start = self._chain_end = draft.start
+        if draft.start != self._chain_end:
+            self.counts.stale += len(draft.tokens)
+            return False
+        self._extend(draft, num_committed)
+        return True
+
+    def _extend(self, draft: Draft, num_committed: int) -> None:
+        num_late = min(max(0, num_committed - draft.start), len(draft.tokens))
+        self.counts.late += num_late
+        if not np.array_equal(draft.tokens[:num_late], self._tokens[draft.start : draft.start + num_late]):
+            self.counts.stale += len(draft.tokens) - num_late
+            self.drop()
+            return
+        # The pass that verifies a draft adds a token of its own: there is no room for one at the last position.
+        end = max(draft.start, min(draft.end, len(self._tokens) - 1))
+        if end > draft.start:  # a chain may go on behind the end of the session
+            self._note_survival(draft, end)
+        first = max(draft.start, num_committed)
+        if end > first:
+            self._tokens[first:end] = draft.tokens[first - draft.start : end - draft.start]
+            self.num_tokens += end - first
+        self._chain_end = draft.end
+
+    def _note_survival(self, draft: Draft, end: int) -> None:
+        before = float(self._survival[draft.start - 1]) if draft.start > self._chain_start else 1.0
+        if draft.survival is None:
+            steps = np.arange(1, end - draft.start + 1)
+            self._survival[draft.start : end] = before * self.acceptance**steps
+        else:
+            told = draft.survival[: end - draft.start].astype(np.float32) / np.float32(255)
+            self._survival[draft.start : end] = np.minimum.accumulate(np.minimum(told, before))
+
+    def on_commit(self, committed: Tokens, num_committed: int, num_verified: int, num_accepted: int) -> None:
+        """Compare what a pass commits behind `num_committed` with the head of the buffer: equal drops the head,
+        different breaks the chain. Call it before the tokens are written to the session's array."""
+        if num_verified:
+            self.counts.verified += num_verified
+            self.counts.accepted += num_accepted
+            self._accepted = _MEMORY * self._accepted + num_accepted
+            self._rejected = _MEMORY * self._rejected + (num_accepted < num_verified)
+        if self._chain_end is None:
+            return
+        num_shared = min(len(committed), self.num_tokens)
+        head = self._tokens[num_committed : num_committed + num_shared]
+        if np.array_equal(head, committed[:num_shared]):
+            self.num_tokens -= num_shared
+        else:
+            # Verified tokens, or the one that the target's own contradicts, are not stale: they were compared.
+            self.num_tokens -= min(self.num_tokens, max(num_verified, len(committed)))
+            self.drop()
+
+    def drop(self) -> None:
+        """Break the chain: what is buffered is stale."""
+        self.counts.stale += self.num_tokens
+        self.num_tokens = 0
+        self._chain_end = None

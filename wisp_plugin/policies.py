@@ -1,0 +1,115 @@
+"""Policies: who takes part in the next pass, with how many tokens (DESIGN.md section 7). Plain objects, one protocol.
+
+`continuous`  centralized serving: everyone, every pass (Orca, Yu et al. 2022; vLLM)
+`fcfs`        SLED: static batches in order of arrival, fired on size or timeout
+`edf`         earliest deadline first: everyone in order of need, as far as the pass goes
+`wisp`        value by need, filled by density, with holding (`wisp_policy.py`)
+
+A policy sees columns (`Candidates`) and answers with indices into them. It is deterministic: no clock, no randomness,
+no state from one decision to the next.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from wisp_plugin.config import EngineConfig
+from wisp_plugin.estimator import Estimator
+from wisp_plugin.roster import Candidates, Ints
+
+PREFILL_WAIT_S = 0.1  # a prefill that has waited this long queues with the running sessions
+NEED, VALUE, PREFILL, TURN, BATCH, DEADLINE = "need", "value", "prefill", "turn", "batch", "deadline"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Members of a pass in order of service, as indices into `Candidates`; three columns of equal length.
+
+    `num_committed` uncached tokens are computed (fewer than all: a chunk of prefill) and `num_drafts` draft tokens
+    verified. `reasons` says for each member why it takes part. `wake_s`: when to decide again if nothing arrives.
+    """
+
+    members: Ints
+    num_committed: Ints
+    num_drafts: Ints
+    reasons: tuple[str, ...]
+    wake_s: float = math.inf
+
+    def only(self, kept: Ints) -> Choice:
+        """The members with the indices `kept`."""
+        reasons = tuple([self.reasons[i] for i in kept.tolist()])
+        return Choice(self.members[kept], self.num_committed[kept], self.num_drafts[kept], reasons, self.wake_s)
+
+
+NOBODY = Choice(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64), ())
+
+
+class Policy(Protocol):
+    """Chooses the members of the next pass."""
+
+    def choose(self, candidates: Candidates, now_s: float) -> Choice:
+        """At most `max_pass_sessions` members with `max_pass_tokens` new tokens in all; nobody: all are held."""
+
+
+class Continuous:
+    """Everyone, every pass: running sessions before prefills, in the order in which they became ready."""
+
+    def __init__(self, config: EngineConfig, estimator: Estimator) -> None:
+        self._config = config
+
+    def choose(self, candidates: Candidates, now_s: float) -> Choice:
+        """See `Policy.choose`."""
+        c = candidates
+        is_young_prefill = (c.num_uncached > 1) & (now_s - c.ready_s < PREFILL_WAIT_S)
+        order = np.lexsort((c.ready_s, is_young_prefill))
+        return take_in_order(c, order, self._config, TURN)
+
+
+class Edf:
+    """Everyone in order of need, drafts included, as far as the pass goes."""
+
+    def __init__(self, config: EngineConfig, estimator: Estimator) -> None:
+        self._config = config
+
+    def choose(self, candidates: Candidates, now_s: float) -> Choice:
+        """See `Policy.choose`."""
+        return take_in_order(candidates, np.argsort(candidates.needed_s, kind="stable"), self._config, DEADLINE)
+
+
+class Fcfs:
+    """Static batches in order of arrival: fired when one is full, or when its oldest member has waited long enough.
+
+    A batch that is not full and not due waits, as in SLED (arXiv 2506.09397).
+    """
+
+    def __init__(self, config: EngineConfig, estimator: Estimator) -> None:
+        self._config = config
+        self._wait_s = config.static_batch_wait_ms / 1e3
+
+    def choose(self, candidates: Candidates, now_s: float) -> Choice:
+        """See `Policy.choose`."""
+        if not len(candidates):
+            return NOBODY
+        order = np.argsort(candidates.ready_s, kind="stable")
+        size = self._config.static_batch_sessions
+        fires_s = float(candidates.ready_s[order[0]]) + self._wait_s
+        if len(candidates) < size and now_s < fires_s:
+            return Choice(NOBODY.members, NOBODY.members, NOBODY.members, (), wake_s=fires_s)
+        return take_in_order(candidates, order[:size], self._config, BATCH)
+
+
+def take_in_order(candidates: Candidates, order: Ints, config: EngineConfig, reason: str) -> Choice:
+    """Members in `order`, each with all its tokens; the last one with what is left of the token budget."""
+    members = order[: config.max_pass_sessions]
+    uncached = candidates.num_uncached[members].astype(np.int64)
+    wanted = uncached + candidates.num_buffered[members].astype(np.int64)
+    room = config.max_pass_tokens - (np.cumsum(wanted) - wanted)
+    fits = room > 0
+    members, uncached, given = members[fits], uncached[fits], np.minimum(wanted, room)[fits]
+    num_committed = np.minimum(uncached, given)
+    return Choice(members, num_committed, given - num_committed, (reason,) * len(members))
+

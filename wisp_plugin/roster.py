@@ -1,0 +1,137 @@
+"""Sessions as columns: what a scheduling decision looks at, kept up to date session by session.
+
+A decision about a thousand sessions has no time to ask each of them: `Roster.note` writes one session's figures when
+they change (a draft has arrived, a pass has ended), and `Roster.candidates` cuts the columns of those that may run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from wisp_plugin.server_session import ServerSession
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+_COLUMNS = (
+    "num_cached", "num_uncached", "num_buffered", "needed_s", "tpot_s", "next_draft_s", "ready_s", "tokens_per_turn",
+    "is_lost", "opened_s",
+)  # fmt: skip
+_FIRST_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Sessions that may take part in a pass; entry i of every column belongs to session i, in the order of opening.
+
+    `num_uncached` (at least 1) committed tokens must be computed before anything is chosen; `survival[i, k]`, float
+    `[S, K]`, is the probability that buffered draft token k and all before it are right, 0 behind the buffer;
+    `needed_s` is when the next token has to be committed (see `Timeline`), `next_draft_s` when the next draft tokens
+    are expected (inf: none are on the way), `ready_s` since when the session could have run, `is_lost` 1 if its SLO
+    cannot be met any more.
+    """
+
+    rows: Ints
+    num_cached: Floats
+    num_uncached: Floats
+    num_buffered: Floats
+    needed_s: Floats
+    tpot_s: Floats
+    next_draft_s: Floats
+    ready_s: Floats
+    tokens_per_turn: Floats
+    is_lost: Floats
+    opened_s: Floats
+    survival: Floats
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def only(self, wanted: Ints) -> Candidates:
+        """The candidates with the indices `wanted`."""
+        columns = {name: getattr(self, name)[wanted] for name in self.__slots__}
+        return Candidates(**columns)
+
+
+class Roster:
+    """Rows of sessions. A session keeps its row until it leaves."""
+
+    def __init__(self, max_draft_ahead: int) -> None:
+        self._columns = np.zeros((len(_COLUMNS), _FIRST_ROWS))
+        self._survival = np.zeros((_FIRST_ROWS, max_draft_ahead))
+        self._opened = np.full(_FIRST_ROWS, np.inf)  # order of opening; inf: the row is free
+        self._may_run = np.zeros(_FIRST_ROWS, bool)
+        self._rows: dict[str, int] = {}
+        self._free = list(range(_FIRST_ROWS - 1, -1, -1))
+        self._num_added = 0
+        self.sessions: dict[int, ServerSession] = {}  # by row
+
+    def add(self, session: ServerSession) -> None:
+        """Give a session a row, if it has none."""
+        if session.id in self._rows:
+            return
+        if not self._free:
+            self._grow()
+        row = self._free.pop()
+        self._rows[session.id] = row
+        self._opened[row] = self._num_added
+        self._num_added += 1
+        self.sessions[row] = session
+
+    def remove(self, session_id: str) -> None:
+        """Free the row of a session; unknown ones are ignored."""
+        row = self._rows.pop(session_id, None)
+        if row is None:
+            return
+        self._opened[row], self._may_run[row] = np.inf, False
+        del self.sessions[row]
+        self._free.append(row)
+
+    def note(self, session: ServerSession, may_run: bool) -> None:
+        """Write what has become of a session that has a row; its new draft tokens included."""
+        row = self._rows[session.id]
+        self._may_run[row] = may_run
+        num_buffered = session.drafts.num_tokens
+        before = int(self._columns[2, row])
+        self._columns[:, row] = (
+            session.num_cached,
+            session.num_committed - session.num_cached,
+            num_buffered,
+            session.timeline.needed_s,
+            session.timeline.tpot_s,
+            session.next_draft_s,
+            session.ready_since_s,
+            session.tokens_per_turn,
+            session.timeline.is_lost(session.num_left),
+            session.opened_s,
+        )
+        if num_buffered:
+            self._survival[row, :num_buffered] = session.drafts.survival(session.num_committed)
+        if before > num_buffered:
+            self._survival[row, num_buffered:before] = 0.0
+
+    def candidates(self) -> Candidates:
+        """The sessions that may run."""
+        return self._cut(np.flatnonzero(self._may_run))
+
+    def everyone(self) -> Candidates:
+        """All sessions, those that wait for their client included."""
+        return self._cut(np.flatnonzero(np.isfinite(self._opened)))
+
+    def _cut(self, rows: Ints) -> Candidates:
+        rows = rows[np.argsort(self._opened[rows], kind="stable")]
+        columns = self._columns[:, rows]
+        width = int(columns[2].max()) if len(rows) else 0
+        named = dict(zip(_COLUMNS, columns, strict=True))
+        return Candidates(rows=rows, survival=self._survival[rows, :width], **named)
+
+    def _grow(self) -> None:
+        """Twice as many rows."""
+        num_rows = len(self._may_run)
+        self._columns = np.concatenate([self._columns, np.zeros_like(self._columns)], axis=1)
+        self._survival = np.concatenate([self._survival, np.zeros_like(self._survival)])
+        self._opened = np.concatenate([self._opened, np.full(num_rows, np.inf)])
+        self._may_run = np.concatenate([self._may_run, np.zeros(num_rows, bool)])
+        self._free.extend(range(2 * num_rows - 1, num_rows - 1, -1))

@@ -1,0 +1,266 @@
+"""Policy `wisp`: value by need, filled by density, with holding (DESIGN.md section 7).
+
+A decision in three steps, all on columns:
+
+1. `offers`: what every session offers, its own token and then its buffered draft tokens, with the value of each and
+   its features. A token is worth 1 to a session on or behind schedule and less the further the session is ahead; a
+   draft token that times its survival.
+2. `fill`: offers in order of value per added second. What a session needs soon comes first, and a session that is
+   poor by itself but rich with its drafts enters with them. The pass ends where the value per second of the whole is
+   highest: then no further offer brings more per second than the pass has already.
+3. `_add_prefill`: chunks of prefill that fit into the slack of the others.
+
+If nobody needs a token soon and the pass is worth too little, everybody is held until somebody does, or until
+further drafts arrive.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from wisp_plugin.config import EngineConfig
+from wisp_plugin.estimator import EMPTY_PASS, Estimator, item_features
+from wisp_plugin.policies import NEED, NOBODY, PREFILL, VALUE, Choice
+from wisp_plugin.roster import Candidates, Floats, Ints
+
+Bools = npt.NDArray[np.bool_]
+_DRAFT_TOKEN = np.array([0.0, 0.0, 1.0, 1.0, 0.0, 1.0])  # features of a draft token, but for new x context
+_SAME_WEIGHT = 0.1  # weights of memory and arithmetic that differ by less give nearly the same order
+_MAX_ROUNDS = 2  # the price of an offer depends on the pass that it enters
+_LEAST_S = 1e-9  # what a token costs of which a profile says that it costs nothing
+_NEEDED = 1e15  # density of what is needed: above that of any other offer
+
+
+@dataclass(frozen=True, slots=True)
+class WispParameters:
+    """Constants of the policy."""
+
+    need_tokens: float = 1.5  # a session with less slack takes part whatever it costs
+    horizon_tokens: float = 8.0  # so far ahead of its schedule a session's token has the least value
+    least_value: float = 0.02
+    most_value: float = 2.0
+    max_hold_s: float = 1.0  # nobody waits longer than this for a place
+    prefill_tokens: int = 16  # more uncached tokens than this are prefill and come in chunks
+    least_stretch: float = 1.03  # a pass may always grow by this for prefill
+    prefill_haste: float = 0.3  # share of the time to its first token in which a prefill is to be done
+    lost_value: float = 0.05  # of the tokens of a session whose SLO cannot be met any more
+    holds: bool = True  # False: whoever is due takes part in every pass
+    hold_load: float = 0.3  # from this predicted load on, sessions wait for drafts that are on their way
+    draft_grace_s: float = 0.02  # drafts that are so late are not on their way any more
+
+
+@dataclass(slots=True)
+class Offers:
+    """What running sessions offer: level 0 is the own token, level k the k-th draft token, `[S, L]`."""
+
+    rows: Ints  # into the candidates
+    value: Floats  # 0 where there is no such draft token
+    num_levels: Ints  # own token and buffered drafts
+    num_uncached: Floats
+    levels: Ints  # 0 to L - 1
+    exists: Bools  # [S, L]
+    work: Floats  # [2, S, L]: memory and arithmetic
+    needs: Bools  # [S]: takes part whatever it costs
+    need_s: Floats  # [S]: when a session starts to need a token
+    expires_s: Floats  # [S]: until when its next drafts are on their way
+    load: float  # predicted, of these sessions
+
+
+class Wisp:
+    """See the top of this file."""
+
+    def __init__(self, config: EngineConfig, estimator: Estimator, parameters: WispParameters | None = None) -> None:
+        self._config = config
+        self._estimator = estimator
+        self._parameters = parameters or WispParameters()
+        self._chunk_tokens = min(self._parameters.prefill_tokens, config.max_pass_tokens)
+
+    def choose(self, candidates: Candidates, now_s: float) -> Choice:
+        """See `Policy.choose`."""
+        if not len(candidates):
+            return NOBODY
+        is_prefill = candidates.num_uncached > self._chunk_tokens
+        if not is_prefill.all():
+            # One that has waited too long beside others takes part like those who need a token, with a chunk.
+            is_prefill &= candidates.ready_s + self._parameters.max_hold_s > now_s
+        has_prefill = bool(is_prefill.any())
+        offers = self.offers(candidates, np.flatnonzero(~is_prefill) if has_prefill else None, now_s)
+        wake_s = math.inf
+        if self._holds(offers, now_s):
+            wake_s = float(min(offers.need_s.min(), offers.expires_s.min()))
+            taken, work = np.zeros(len(offers.rows), np.int64), self._estimator.work(EMPTY_PASS)
+        else:
+            taken, work = self.fill(offers)
+        turns = np.flatnonzero(taken)
+        members = offers.rows[turns]
+        choice = Choice(
+            members=members,
+            num_committed=offers.num_uncached[turns].astype(np.int64),
+            num_drafts=taken[turns] - 1,
+            reasons=tuple([NEED if needs else VALUE for needs in offers.needs[turns].tolist()]),
+            wake_s=wake_s,
+        )
+        if not has_prefill:
+            return choice
+        return self._add_prefill(candidates, np.flatnonzero(is_prefill), choice, work, now_s)
+
+    # -- sessions that decode or verify -------------------------------------------------------------------------
+
+    def offers(self, c: Candidates, rows: Ints | None, now_s: float) -> Offers:
+        """Offers of the candidates `rows` (None: of all)."""
+        p = self._parameters
+        if rows is None:
+            rows = np.arange(len(c))
+        elif len(rows) < len(c):
+            c = c.only(rows)
+        num_uncached = np.minimum(c.num_uncached, self._chunk_tokens)
+        own_work = self._estimator.work(item_features(c.num_cached, num_uncached, 1.0))
+        everyone_s = float(self._estimator.seconds(self._estimator.work(EMPTY_PASS) + own_work.sum(axis=0)))
+        slack_s = c.needed_s - now_s - everyone_s
+        levels = np.arange(c.survival.shape[1] + 1)
+        ahead = (slack_s / c.tpot_s)[:, None] + levels
+        slope = (1.0 - p.least_value) / p.horizon_tokens
+        value = np.minimum(np.maximum(1.0 - slope * ahead, p.least_value), p.most_value)
+        value[:, 1:] *= c.survival
+        is_lost = c.is_lost > 0
+        value[is_lost] *= p.lost_value
+        need_s = np.where(is_lost, np.inf, now_s + slack_s - p.need_tokens * c.tpot_s)
+        # Nobody's need is older than its last turn: those who are hopelessly behind starve nobody.
+        need_s = np.clip(need_s, c.ready_s, c.ready_s + p.max_hold_s)
+        needs = need_s <= now_s if p.holds else np.ones(len(rows), bool)
+        num_levels = 1 + np.where(num_uncached < c.num_uncached, 0.0, c.num_buffered).astype(np.int64)
+        expires_s = np.where(np.isfinite(c.next_draft_s), c.next_draft_s + p.draft_grace_s, 0.0)
+        exists = levels < num_levels[:, None]
+        value[~exists] = 0.0
+        work = self._offered_work(c, own_work, len(levels))
+        load = self._load(c, own_work)
+        return Offers(
+            rows, value, num_levels, num_uncached, levels, exists, work, needs, need_s, expires_s, load
+        )  # fmt: skip
+
+    def _offered_work(self, c: Candidates, own_work: Floats, num_levels: int) -> Floats:
+        """Work `[2, S, L]`; that of a session's draft tokens taken as equal, behind half of the buffer."""
+        draft = np.empty((len(c), len(EMPTY_PASS)))
+        draft[:] = _DRAFT_TOKEN
+        draft[:, 4] = c.num_cached + c.num_uncached + 0.5 * c.num_buffered
+        work = np.empty((2, len(c), num_levels))
+        work[:, :, 0] = own_work.T
+        work[:, :, 1:] = self._estimator.work(draft).T[:, :, None]
+        return work
+
+    def _holds(self, offers: Offers, now_s: float) -> bool:
+        """True if nobody needs a token, everybody's drafts are on their way, and the load makes waiting worth while."""
+        p = self._parameters
+        if not len(offers.rows) or offers.load < p.hold_load or offers.needs.any():
+            return False
+        return bool((offers.expires_s > now_s).all())
+
+    def _load(self, c: Candidates, own_work: Floats) -> float:
+        """How much of the server's time running sessions need to keep their SLOs (as `admission.predicted_load`)."""
+        if not len(c):
+            return 0.0
+        period_s = c.tpot_s * c.tokens_per_turn
+        rhythm_s = float(period_s.min())
+        work = self._estimator.work(EMPTY_PASS) + (rhythm_s / period_s) @ own_work
+        return float(self._estimator.seconds(work)) / rhythm_s
+
+    def fill(self, offers: Offers) -> tuple[Ints, Floats]:
+        """Levels taken of each session, int `[S]` (0: not in the pass), and the work of the pass `[2]`."""
+        num_sessions, num_levels = offers.value.shape
+        empty = self._estimator.work(EMPTY_PASS)
+        if not num_sessions:
+            return np.empty(0, np.int64), empty
+        flat_value, flat_work = offers.value.reshape(-1), offers.work.reshape(2, -1)
+        num_needed = int(offers.needs.sum())
+        work, before = empty + offers.work[:, :, 0].sum(axis=1), np.zeros(2)
+        for _ in range(_MAX_ROUNDS):
+            weights = self._estimator.weights(work)
+            if np.abs(weights - before).max() < _SAME_WEIGHT:
+                break
+            before, order = weights, self._order(offers, weights)
+            num_fit = self._num_that_fit(offers, order)
+            reached = np.cumsum(flat_work[:, order], axis=1) + empty[:, None]
+            density = np.cumsum(flat_value[order]) / self._estimator.seconds(reached.T)
+            first = min(max(num_needed, 1), num_fit) - 1
+            last = first + int(density[first:num_fit].argmax())
+            work = reached[:, last]
+        return np.bincount(order[: last + 1] // num_levels, minlength=num_sessions), work
+
+    def _order(self, offers: Offers, weights: Floats) -> Ints:
+        """Flat indices of all offers, best first and each behind those it needs."""
+        cost = np.maximum(weights[0] * offers.work[0] + weights[1] * offers.work[1], _LEAST_S)
+        # A session enters with as many drafts as make its turn richest: those before the best share one density.
+        together = np.cumsum(offers.value, axis=1) / np.cumsum(cost, axis=1)
+        best = together.argmax(axis=1)[:, None]
+        head = np.take_along_axis(together, best, axis=1)
+        density = np.where(offers.levels <= best, head, offers.value / cost)
+        density[~offers.exists] = -1.0
+        needed = np.flatnonzero(offers.needs)
+        density[needed[np.argsort(offers.need_s[needed], kind="stable")], 0] = _NEEDED - np.arange(len(needed))
+        return np.argsort(-density.reshape(-1), kind="stable")[: int(offers.num_levels.sum())]
+
+    def _num_that_fit(self, offers: Offers, order: Ints) -> int:
+        """How many offers, in order, the limits of a pass allow (at least one)."""
+        config, num_sessions = self._config, len(offers.rows)
+        num_tokens = float(offers.num_uncached.sum()) + len(order) - num_sessions
+        if num_tokens <= config.max_pass_tokens and num_sessions <= config.max_pass_sessions:
+            return len(order)
+        sessions, levels = np.divmod(order, offers.value.shape[1])
+        is_own = levels == 0
+        tokens = np.cumsum(np.where(is_own, offers.num_uncached[sessions], 1.0))
+        fits = (tokens <= config.max_pass_tokens) & (np.cumsum(is_own) <= config.max_pass_sessions)
+        return max(1, int(fits.sum()))
+
+    # -- prefill ------------------------------------------------------------------------------------------------
+
+    def _add_prefill(self, c: Candidates, rows: Ints, choice: Choice, work: Floats, now_s: float) -> Choice:
+        """`choice` with chunks of the prefills that are due first, as far as the slack of the others goes."""
+        limit_s = self._prefill_limit_s(c, rows, work, now_s)
+        room = self._config.max_pass_tokens - int(choice.num_committed.sum() + choice.num_drafts.sum())
+        places = self._config.max_pass_sessions - len(choice.members)
+        members: list[int] = []
+        chunks: list[int] = []
+        is_late = c.needed_s[rows] < now_s  # a first token that is late already makes nobody else late
+        for row in rows[np.lexsort((c.needed_s[rows], is_late))][: max(0, places)]:
+            smallest = 0 if members or len(choice.members) else 1
+            size = self._chunk(work, c, int(row), min(room, int(c.num_uncached[row])), smallest, limit_s)
+            if size <= 0:
+                break
+            members.append(int(row))
+            chunks.append(size)
+            room -= size
+            work = work + self._estimator.work(item_features(c.num_cached[row], size, 1.0))
+        return Choice(
+            members=np.concatenate([choice.members, np.array(members, np.int64)]),
+            num_committed=np.concatenate([choice.num_committed, np.array(chunks, np.int64)]),
+            num_drafts=np.concatenate([choice.num_drafts, np.zeros(len(members), np.int64)]),
+            reasons=choice.reasons + (PREFILL,) * len(members),
+            wake_s=choice.wake_s,
+        )
+
+    def _prefill_limit_s(self, c: Candidates, rows: Ints, work: Floats, now_s: float) -> float:
+        """How long the pass may take with prefill in it."""
+        p = self._parameters
+        if len(rows) == len(c):
+            return math.inf
+        turns_s = float(self._estimator.seconds(work))
+        allowed_s, left_s = c.needed_s[rows] - c.opened_s[rows], c.needed_s[rows] - now_s
+        pace_s = p.prefill_haste * allowed_s
+        pace_s = np.where(left_s > 0, np.minimum(pace_s, left_s), pace_s)
+        prefill = self._estimator.work(item_features(c.num_cached[rows], c.num_uncached[rows], 1.0))
+        added_s = prefill @ self._estimator.weights(work + prefill.sum(axis=0))
+        share_s = turns_s * float((added_s / np.maximum(pace_s, turns_s)).sum())
+        return max(p.least_stretch * turns_s, turns_s + share_s)
+
+    def _chunk(self, work: Floats, c: Candidates, row: int, most: int, least: int, limit_s: float) -> int:
+        """Tokens of a prefill, at most `most`, that keep the pass within `limit_s`."""
+        if most <= 0 or math.isinf(limit_s):
+            return most
+        sizes = np.unique(np.linspace(min(most, self._parameters.prefill_tokens), most, 16).astype(np.int64))
+        added = self._estimator.work(item_features(c.num_cached[row], sizes, 1.0))
+        fitting = sizes[self._estimator.seconds(work + added) <= limit_s]
+        return int(fitting[-1]) if len(fitting) else least
