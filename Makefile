@@ -31,7 +31,7 @@ endef
 export NEEDED_PACKAGES
 say = @printf '\n== %s\n' "$(1)" >&2
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test lint bench results clean
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
@@ -60,6 +60,13 @@ bench: setup ## engine, e2e and lossless; BENCH_ARGS= runs them at full length
 	$(BIN)/wisp-bench e2e $(BENCH_ARGS)
 	$(call say,wisp-bench lossless)
 	$(BIN)/wisp-bench lossless $(BENCH_ARGS)
+
+# Each benchmark prints its document as the last line. Nothing else should run on the machine meanwhile.
+RESULTS := estimator scheduler classes prefix
+results: setup ## the benchmarks behind the README's table of the scheduler (half an hour); writes the table
+	@for name in $(RESULTS); do printf '\n== wisp-bench %s\n' $$name >&2; \
+	  $(BIN)/wisp-bench $$name | tee $(VENV)/last-result; tail -n 1 $(VENV)/last-result > bench/results/$$name.json; done
+	$(BIN)/wisp-bench results
 
 clean: ## remove the virtual environment and caches; models in $WISP_HOME stay
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

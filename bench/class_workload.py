@@ -17,7 +17,7 @@ from wisp_plugin.messages import Mode, Sampling, Tokens
 
 TIGHT, LOOSE = "tight", "loose"
 # In unloaded passes: gaps between the opens of a class, and the first open of a loose session.
-TIGHT_EVERY, LOOSE_EVERY, LOOSE_FROM = 10.0, 25.0, 5.0
+TIGHT_EVERY, LOOSE_EVERY, LOOSE_FROM = 10.0, 30.0, 5.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "classes": ("bench.two_classes", "a tight and a loose SLO class on one live server, under every policy"),
     "estimator": ("bench.estimator", "predicted against measured passes, what is learnt online, quantile, known costs"),
     "scheduler": ("bench.scheduler", "policies in virtual time: capacity, goodput, interference, time of a decision"),
+    "results": ("bench.results", "the README's table, made from the documents that `make results` has kept"),
     "pass-cost": ("bench.pass_cost", "time of a target pass over sessions, new tokens and cached tokens"),
 }
 

@@ -3,8 +3,9 @@
 attainment_wisp                     share of sessions that met their SLO under `wisp`
 goodput_vs_fcfs, _edf, _continuous  goodput of `wisp` / that of a baseline with drafts, at its best
 interference_ratio                  mean interference of the tight class, `wisp` / `fcfs`
+*_fcfs_chunked, *_ratio_chunked     the same against SLED with chunked prefill, which it is not published with
 compare_devices                     devices of the comparison: 90 % of `continuous_timed_capacity`
-comparison                          all systems at 1, 1.5 and 2 times as many devices
+comparison                          all systems at 1 and 1.5 times as many devices
 
 `continuous_timed_capacity` is the capacity of `continuous` without drafts under the same arrivals, with its best chunk
 size. At every number of devices each baseline is tuned anew; `wisp` has one set of constants. Runs are drained, and
@@ -20,6 +21,7 @@ from bench.report import print_table
 from bench.scheduler_systems import (
     BASELINES,
     CHUNKS,
+    SLED_WAIT_MS,
     WARM_UP_S,
     WISP,
     WISP_ALONE,
@@ -35,11 +37,12 @@ from bench.workload import Workload
 TARGETS = {
     "attainment_wisp": ">= 0.95",
     "goodput_vs_fcfs": ">= 1.25",
+    "goodput_vs_fcfs_chunked": ">= 1.25",
     "goodput_vs_edf": ">= 1.0",
     "goodput_vs_continuous": ">= 1.0",
     "interference_ratio": "<= 0.5",
 }
-_LOADS = (1.0, 1.5, 2.0)
+_LOADS = (1.0, 1.5)
 _SHARE_OF_CAPACITY = 0.9
 _COLUMNS = {
     "attainment": "attainment", "attainment_tight": "tight", "strict_attainment": "strict",
@@ -61,7 +64,7 @@ class Served:
 def run(lab: Lab, quick: bool, seed: int) -> dict[str, Any]:
     """All figures, with the sweeps and a table per load."""
     base = Scenario(Workload(timed=True, stagger_s=WARM_UP_S), duration_s=26.0, warm_up_s=WARM_UP_S).with_seed(seed)
-    chunks = (96, 128) if quick else CHUNKS
+    chunks = (96,) if quick else CHUNKS
     _, capacity = best_centralized(lab, base, chunks, 1 if quick else 2)
     first = max(1, round(_SHARE_OF_CAPACITY * capacity))
     served = []
@@ -74,7 +77,9 @@ def run(lab: Lab, quick: bool, seed: int) -> dict[str, Any]:
 def serve_all(lab: Lab, base: Scenario, load: float, num_devices: int, quick: bool) -> list[Served]:
     """Every system at a number of devices, baselines at their best."""
     short = replace(base, drain=True).with_devices(num_devices)
-    bests = tune(lab, short, [kind[:: 5 if quick else 1] for kind in BASELINES], (96, 256) if quick else CHUNKS)
+    sled, *others = BASELINES
+    step = 5 if quick else 1 if load == _LOADS[0] else len(SLED_WAIT_MS)  # waits are tried at the first load alone
+    bests = tune(lab, short, [sled[::step], *others], (96, 256) if quick else CHUNKS)
     systems = [*bests, WISP_ALONE, WISP]
     long = replace(short, duration_s=26.0 if quick else 60.0)
     runs = lab.means(f"{num_devices} devices", [s.serve(long) for s in systems], 1 if quick else 2)
@@ -88,11 +93,18 @@ def serve_all(lab: Lab, base: Scenario, load: float, num_devices: int, quick: bo
 def figures_at_first(served: list[Served]) -> dict[str, Any]:
     """The figures asked for, at the first load. None where `fcfs` has no interference to compare with."""
     at_first = {s.system.name: s.figures for s in served if s.load == _LOADS[0]}
-    wisp, fcfs_ms = at_first["wisp"], at_first["fcfs"]["interference_ms_tight"]
-    ratios = {f"goodput_vs_{name}": _ratio(wisp["arrivals_goodput"], at_first[name]["arrivals_goodput"])
-              for name in ("fcfs", "edf", "continuous")}  # fmt: skip
-    interference_ratio = _ratio(wisp["interference_ms_tight"], fcfs_ms)
-    return {"attainment_wisp": wisp["attainment"], **ratios, "interference_ratio": interference_ratio}
+    wisp = at_first["wisp"]
+    names = {"fcfs": "fcfs", "fcfs_chunked": "fcfs, chunked", "edf": "edf", "continuous": "continuous"}
+
+    def ratio(figure: str, system: str) -> float | None:
+        return _ratio(wisp[figure], at_first[system][figure])
+
+    return {
+        "attainment_wisp": wisp["attainment"],
+        **{f"goodput_vs_{key}": ratio("arrivals_goodput", system) for key, system in names.items()},
+        "interference_ratio": ratio("interference_ms_tight", "fcfs"),
+        "interference_ratio_chunked": ratio("interference_ms_tight", "fcfs, chunked"),
+    }
 
 
 def _ratio(value: float, other: float) -> float | None:

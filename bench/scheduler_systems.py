@@ -23,7 +23,8 @@ Figures = dict[str, float]
 CHUNKS = (64, 96, 128, 192, 256, 512)
 FREE_AHEAD = (3, 6)
 SLED_AHEAD, SLED_SESSIONS, SLED_WAIT_MS = (2, 4, 6, 8), (8, 16, 64), (0.0, 10.0)  # 64: all that wait
-WISP_CHUNK, WISP_AHEAD = 2048, 6
+WHOLE_PROMPTS = 2048  # no prompt of the workload is longer
+WISP_CHUNK, WISP_AHEAD = WHOLE_PROMPTS, 6
 # Timed runs start their devices over the whole warm-up: in less time they would queue for prefill as never later.
 WARM_UP_S = 12.0
 _FIRST_CHUNK = 128
@@ -43,6 +44,7 @@ class System:
     mode: Mode = Mode.FREE
     batch_sessions: int | None = None
     batch_wait_ms: float | None = None
+    has_chunks: bool = True  # the chunk size may be tuned
     parameters: WispParameters | None = None
 
     def serve(self, base: Scenario) -> Scenario:
@@ -75,12 +77,26 @@ def with_drafts(policy: str) -> list[System]:
 
 
 def sled() -> list[System]:
-    """`fcfs`: published SLED, devices draft a fixed length and wait."""
+    """`fcfs`: SLED as published: devices draft a fixed length and wait, a static batch takes requests as they are."""
     grid = itertools.product(SLED_AHEAD, SLED_SESSIONS, SLED_WAIT_MS)
-    return [System("fcfs", "fcfs", ahead, mode=Mode.SYNC, batch_sessions=n, batch_wait_ms=ms) for ahead, n, ms in grid]
+    return [
+        System("fcfs", "fcfs", ahead, WHOLE_PROMPTS, Mode.SYNC, num_sessions, wait_ms, has_chunks=False)
+        for ahead, num_sessions, wait_ms in grid
+    ]
 
 
-BASELINES: tuple[list[System], ...] = (sled(), with_drafts("edf"), with_drafts("continuous"), centralized())
+def sled_with_chunks() -> list[System]:
+    """SLED with chunked prefill (Sarathi-Serve, 2024), which it has not been published with; batches of 16."""
+    return [System("fcfs, chunked", "fcfs", ahead, _FIRST_CHUNK, Mode.SYNC, 16, 10.0) for ahead in SLED_AHEAD]
+
+
+BASELINES: tuple[list[System], ...] = (
+    sled(),
+    sled_with_chunks(),
+    with_drafts("edf"),
+    with_drafts("continuous"),
+    centralized(),
+)
 
 
 class Lab:
@@ -132,7 +148,7 @@ def tune(lab: Lab, base: Scenario, kinds: Sequence[Sequence[System]], chunks: Se
     """The best system of each kind at serving `base` (timed and drained), see above. Prints what was tried."""
     tried: list[tuple[System, Figures]] = []
     bests = _best_of_each(lab, base, "settings", kinds, tried)
-    rechunked = [[replace(best, max_pass_tokens=chunk) for chunk in chunks] for best in bests]
+    rechunked = [[replace(s, max_pass_tokens=n) for n in chunks] if s.has_chunks else [s] for s in bests]
     bests = _best_of_each(lab, base, "chunk sizes", rechunked, tried)
     names = ("attainment", "arrivals_goodput", "interference_ms_tight")
     rows = [(s.name, s.setting, *(f[name] for name in names), "best" if s in bests else "") for s, f in tried]

@@ -34,7 +34,7 @@ SMALL = Scenario(
     Workload(num_devices=3, prompt_range=(8, 60), output_range=(10, 60), stagger_s=0.5), duration_s=3.0, warm_up_s=0.5
 )
 
-TIMED = replace(SMALL, workload=replace(SMALL.workload, timed=True), drain=True)
+TIMED = replace(SMALL, workload=replace(SMALL.workload, timed=True), drain=True, warm_up_s=0.0)
 
 
 class TestSystems:
@@ -153,14 +153,17 @@ def test_figures_are_those_of_the_first_load() -> None:
         return {"attainment": 0.97, "arrivals_goodput": goodput, "interference_ms_tight": interference_ms}
 
     first = [("wisp", of(500, 2)), ("fcfs", of(250, 8)), ("edf", of(400, 1)), ("continuous", of(500, 1))]
+    first.append(("fcfs, chunked", of(400, 2)))
     rows = [served(name, 1.0, **figures) for name, figures in first]
     rows += [served(name, 1.5, **of(0, 0)) for name, _ in first]
     assert scheduler_compare.figures_at_first(rows) == {
         "attainment_wisp": 0.97,
         "goodput_vs_fcfs": 2.0,
+        "goodput_vs_fcfs_chunked": 1.25,
         "goodput_vs_edf": 1.25,
         "goodput_vs_continuous": 1.0,
         "interference_ratio": 0.25,
+        "interference_ratio_chunked": 1.0,
     }
 
 

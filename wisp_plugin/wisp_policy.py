@@ -8,10 +8,12 @@ A decision in three steps, all on columns:
 2. `fill`: offers in order of value per added second. What a session needs soon comes first, and a session that is
    poor by itself but rich with its drafts enters with them. The pass ends where the value per second of the whole is
    highest: then no further offer brings more per second than the pass has already.
-3. `_add_prefill`: chunks of prefill that fit into the slack of the others.
+3. `wisp_prefill`: chunks of prefill, those that are due first, as many tokens as keep every waiting prefill on the
+   way to a first token after a fraction of the time that its SLO allows.
 
-If nobody needs a token soon and the pass is worth too little, everybody is held until somebody does, or until
-further drafts arrive.
+Holding: under load, if nobody needs a token yet and everybody's drafts are on their way, nobody runs until somebody
+needs one; the pass then takes all that are worth it. So turns are rich, and passes fewer. Nobody waits for a place for
+more than `max_hold_s`.
 """
 
 from __future__ import annotations
@@ -24,8 +26,12 @@ import numpy.typing as npt
 
 from wisp_plugin.config import EngineConfig
 from wisp_plugin.estimator import EMPTY_PASS, Estimator, item_features
-from wisp_plugin.policies import NEED, NOBODY, PREFILL, VALUE, Choice
+from wisp_plugin.policies import NEED, NOBODY, VALUE, Choice
 from wisp_plugin.roster import Candidates, Floats, Ints
+from wisp_plugin.wisp_parameters import WispParameters
+from wisp_plugin.wisp_prefill import WispPrefill
+
+__all__ = ["Offers", "Wisp", "WispParameters"]
 
 Bools = npt.NDArray[np.bool_]
 _DRAFT_TOKEN = np.array([0.0, 0.0, 1.0, 1.0, 0.0, 1.0])  # features of a draft token, but for new x context
@@ -33,24 +39,6 @@ _SAME_WEIGHT = 0.1  # weights of memory and arithmetic that differ by less give 
 _MAX_ROUNDS = 2  # the price of an offer depends on the pass that it enters
 _LEAST_S = 1e-9  # what a token costs of which a profile says that it costs nothing
 _NEEDED = 1e15  # density of what is needed: above that of any other offer
-
-
-@dataclass(frozen=True, slots=True)
-class WispParameters:
-    """Constants of the policy."""
-
-    need_tokens: float = 1.5  # a session with less slack takes part whatever it costs
-    horizon_tokens: float = 8.0  # so far ahead of its schedule a session's token has the least value
-    least_value: float = 0.02
-    most_value: float = 2.0
-    max_hold_s: float = 1.0  # nobody waits longer than this for a place
-    prefill_tokens: int = 16  # more uncached tokens than this are prefill and come in chunks
-    least_stretch: float = 1.03  # a pass may always grow by this for prefill
-    prefill_haste: float = 0.3  # share of the time to its first token in which a prefill is to be done
-    lost_value: float = 0.05  # of the tokens of a session whose SLO cannot be met any more
-    holds: bool = True  # False: whoever is due takes part in every pass
-    hold_load: float = 0.3  # from this predicted load on, sessions wait for drafts that are on their way
-    draft_grace_s: float = 0.02  # drafts that are so late are not on their way any more
 
 
 @dataclass(slots=True)
@@ -78,6 +66,7 @@ class Wisp:
         self._estimator = estimator
         self._parameters = parameters or WispParameters()
         self._chunk_tokens = min(self._parameters.prefill_tokens, config.max_pass_tokens)
+        self._prefill = WispPrefill(config, estimator, self._parameters)
 
     def choose(self, candidates: Candidates, now_s: float) -> Choice:
         """See `Policy.choose`."""
@@ -95,6 +84,8 @@ class Wisp:
             taken, work = np.zeros(len(offers.rows), np.int64), self._estimator.work(EMPTY_PASS)
         else:
             taken, work = self.fill(offers)
+            if has_prefill and not offers.value[taken > 0].any() and not offers.needs.any():
+                taken, work = np.zeros_like(taken), self._estimator.work(EMPTY_PASS)
         turns = np.flatnonzero(taken)
         members = offers.rows[turns]
         choice = Choice(
@@ -106,32 +97,33 @@ class Wisp:
         )
         if not has_prefill:
             return choice
-        return self._add_prefill(candidates, np.flatnonzero(is_prefill), choice, work, now_s)
+        return self._prefill.add(candidates, np.flatnonzero(is_prefill), choice, work, now_s)
 
     # -- sessions that decode or verify -------------------------------------------------------------------------
 
     def offers(self, c: Candidates, rows: Ints | None, now_s: float) -> Offers:
-        """Offers of the candidates `rows` (None: of all)."""
+        """Offers of the candidates `rows`; None: of all, because no prefill waits."""
         p = self._parameters
-        if rows is None:
-            rows = np.arange(len(c))
-        elif len(rows) < len(c):
-            c = c.only(rows)
+        of = np.arange(len(c)) if rows is None else rows
+        if len(of) < len(c):
+            c = c.only(of)
         num_uncached = np.minimum(c.num_uncached, self._chunk_tokens)
         own_work = self._estimator.work(item_features(c.num_cached, num_uncached, 1.0))
         everyone_s = float(self._estimator.seconds(self._estimator.work(EMPTY_PASS) + own_work.sum(axis=0)))
         slack_s = c.needed_s - now_s - everyone_s
         levels = np.arange(c.survival.shape[1] + 1)
         ahead = (slack_s / c.tpot_s)[:, None] + levels
-        slope = (1.0 - p.least_value) / p.horizon_tokens
-        value = np.minimum(np.maximum(1.0 - slope * ahead, p.least_value), p.most_value)
+        # While prefill waits, what is not needed for a long time is worth nothing: the time is better spent on prefill.
+        least_value = p.least_value if rows is None else p.waiting_value
+        slope = (1.0 - least_value) / p.horizon_tokens
+        value = np.minimum(np.maximum(1.0 - slope * ahead, least_value), p.most_value)
         value[:, 1:] *= c.survival
         is_lost = c.is_lost > 0
         value[is_lost] *= p.lost_value
         need_s = np.where(is_lost, np.inf, now_s + slack_s - p.need_tokens * c.tpot_s)
         # Nobody's need is older than its last turn: those who are hopelessly behind starve nobody.
         need_s = np.clip(need_s, c.ready_s, c.ready_s + p.max_hold_s)
-        needs = need_s <= now_s if p.holds else np.ones(len(rows), bool)
+        needs = need_s <= now_s if p.holds else np.ones(len(c), bool)
         num_levels = 1 + np.where(num_uncached < c.num_uncached, 0.0, c.num_buffered).astype(np.int64)
         expires_s = np.where(np.isfinite(c.next_draft_s), c.next_draft_s + p.draft_grace_s, 0.0)
         exists = levels < num_levels[:, None]
@@ -139,7 +131,7 @@ class Wisp:
         work = self._offered_work(c, own_work, len(levels))
         load = self._load(c, own_work)
         return Offers(
-            rows, value, num_levels, num_uncached, levels, exists, work, needs, need_s, expires_s, load
+            of, value, num_levels, num_uncached, levels, exists, work, needs, need_s, expires_s, load
         )  # fmt: skip
 
     def _offered_work(self, c: Candidates, own_work: Floats, num_levels: int) -> Floats:
@@ -214,53 +206,3 @@ class Wisp:
         tokens = np.cumsum(np.where(is_own, offers.num_uncached[sessions], 1.0))
         fits = (tokens <= config.max_pass_tokens) & (np.cumsum(is_own) <= config.max_pass_sessions)
         return max(1, int(fits.sum()))
-
-    # -- prefill ------------------------------------------------------------------------------------------------
-
-    def _add_prefill(self, c: Candidates, rows: Ints, choice: Choice, work: Floats, now_s: float) -> Choice:
-        """`choice` with chunks of the prefills that are due first, as far as the slack of the others goes."""
-        limit_s = self._prefill_limit_s(c, rows, work, now_s)
-        room = self._config.max_pass_tokens - int(choice.num_committed.sum() + choice.num_drafts.sum())
-        places = self._config.max_pass_sessions - len(choice.members)
-        members: list[int] = []
-        chunks: list[int] = []
-        is_late = c.needed_s[rows] < now_s  # a first token that is late already makes nobody else late
-        for row in rows[np.lexsort((c.needed_s[rows], is_late))][: max(0, places)]:
-            smallest = 0 if members or len(choice.members) else 1
-            size = self._chunk(work, c, int(row), min(room, int(c.num_uncached[row])), smallest, limit_s)
-            if size <= 0:
-                break
-            members.append(int(row))
-            chunks.append(size)
-            room -= size
-            work = work + self._estimator.work(item_features(c.num_cached[row], size, 1.0))
-        return Choice(
-            members=np.concatenate([choice.members, np.array(members, np.int64)]),
-            num_committed=np.concatenate([choice.num_committed, np.array(chunks, np.int64)]),
-            num_drafts=np.concatenate([choice.num_drafts, np.zeros(len(members), np.int64)]),
-            reasons=choice.reasons + (PREFILL,) * len(members),
-            wake_s=choice.wake_s,
-        )
-
-    def _prefill_limit_s(self, c: Candidates, rows: Ints, work: Floats, now_s: float) -> float:
-        """How long the pass may take with prefill in it."""
-        p = self._parameters
-        if len(rows) == len(c):
-            return math.inf
-        turns_s = float(self._estimator.seconds(work))
-        allowed_s, left_s = c.needed_s[rows] - c.opened_s[rows], c.needed_s[rows] - now_s
-        pace_s = p.prefill_haste * allowed_s
-        pace_s = np.where(left_s > 0, np.minimum(pace_s, left_s), pace_s)
-        prefill = self._estimator.work(item_features(c.num_cached[rows], c.num_uncached[rows], 1.0))
-        added_s = prefill @ self._estimator.weights(work + prefill.sum(axis=0))
-        share_s = turns_s * float((added_s / np.maximum(pace_s, turns_s)).sum())
-        return max(p.least_stretch * turns_s, turns_s + share_s)
-
-    def _chunk(self, work: Floats, c: Candidates, row: int, most: int, least: int, limit_s: float) -> int:
-        """Tokens of a prefill, at most `most`, that keep the pass within `limit_s`."""
-        if most <= 0 or math.isinf(limit_s):
-            return most
-        sizes = np.unique(np.linspace(min(most, self._parameters.prefill_tokens), most, 16).astype(np.int64))
-        added = self._estimator.work(item_features(c.num_cached[row], sizes, 1.0))
-        fitting = sizes[self._estimator.seconds(work + added) <= limit_s]
-        return int(fitting[-1]) if len(fitting) else least

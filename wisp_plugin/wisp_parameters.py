@@ -1,0 +1,29 @@
+"""Constants of policy `wisp`, the outcome of simulations: what was tried is in `bench/SCHEDULER.md`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class WispParameters:
+    """Values are those of one token: 1 to a session on its schedule. Times of a session count in its tpot as tokens."""
+
+    # What a token is worth
+    horizon_tokens: float = 8.0  # so far ahead of its schedule a session's token has the least value
+    least_value: float = 0.02
+    waiting_value: float = 0.005  # the least value while prefill waits
+    most_value: float = 2.0  # of a session that is `horizon_tokens` behind
+    lost_value: float = 0.05  # factor for a session whose SLO cannot be met any more
+    # Who takes part, who waits
+    need_tokens: float = 1.5  # a session with less slack takes part whatever it costs
+    max_hold_s: float = 1.0  # nobody waits longer than this for a place
+    holds: bool = True  # False: whoever is due takes part in every pass
+    hold_load: float = 0.3  # from this predicted load on, sessions wait for drafts that are on their way
+    draft_grace_s: float = 0.02  # drafts that are so late are not on their way any more
+    # Prefill
+    prefill_tokens: int = 16  # more uncached tokens than this are prefill; the smallest chunk
+    prefill_haste: float = 0.5  # share of the time to its first token in which a prefill is to be done
+    least_stretch: float = 1.03  # a pass may always grow by this for prefill
+    borne_share: float = 0.12  # of running sessions: so many may lose their pace to the prefill of others
+    spend_passes: float = 8.0  # passes over which sessions may spend what they are ahead on the prefill of others
