@@ -168,7 +168,7 @@ class Commit:
         return self.start + len(self.tokens)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that would double the time to make one, and a plan makes one per member
 class PassItem:
     """One session's part of a pass.
 
@@ -189,7 +189,7 @@ class PassItem:
 
     def __post_init__(self) -> None:
         assert 0 <= self.num_cached < len(self.tokens) - self.num_draft_tokens, "a pass computes a committed token"
-        assert not (self.is_prefill_chunk and self.num_draft_tokens), "a chunk carries no drafts"
+        assert not self.is_prefill_chunk or not self.num_draft_tokens, "a chunk carries no drafts"
 
     @property
     def num_new_tokens(self) -> int:

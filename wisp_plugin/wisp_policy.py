@@ -35,7 +35,7 @@ __all__ = ["Offers", "Wisp", "WispParameters"]
 
 Bools = npt.NDArray[np.bool_]
 _DRAFT_TOKEN = np.array([0.0, 0.0, 1.0, 1.0, 0.0, 1.0])  # features of a draft token, but for new x context
-_SAME_WEIGHT = 0.1  # weights of memory and arithmetic that differ by less give nearly the same order
+_SAME_WEIGHT = 0.2  # weights of memory and arithmetic that differ by less give nearly the same order
 _MAX_ROUNDS = 2  # the price of an offer depends on the pass that it enters
 _LEAST_S = 1e-9  # what a token costs of which a profile says that it costs nothing
 _NEEDED = 1e15  # density of what is needed: above that of any other offer
@@ -50,12 +50,10 @@ class Offers:
     num_levels: Ints  # own token and buffered drafts
     num_uncached: Floats
     levels: Ints  # 0 to L - 1
-    exists: Bools  # [S, L]
+    existing: Ints  # flat indices of the offers that there are
     work: Floats  # [2, S, L]: memory and arithmetic
     needs: Bools  # [S]: takes part whatever it costs
     need_s: Floats  # [S]: when a session starts to need a token
-    expires_s: Floats  # [S]: until when its next drafts are on their way
-    load: float  # predicted, of these sessions
 
 
 class Wisp:
@@ -65,6 +63,7 @@ class Wisp:
         self._config = config
         self._estimator = estimator
         self._parameters = parameters or WispParameters()
+        self._empty_work = estimator.work(EMPTY_PASS)
         self._chunk_tokens = min(self._parameters.prefill_tokens, config.max_pass_tokens)
         self._prefill = WispPrefill(config, estimator, self._parameters)
 
@@ -72,20 +71,17 @@ class Wisp:
         """See `Policy.choose`."""
         if not len(candidates):
             return NOBODY
+        self._empty_work = self._estimator.work(EMPTY_PASS)
         is_prefill = candidates.num_uncached > self._chunk_tokens
         if not is_prefill.all():
             # One that has waited too long beside others takes part like those who need a token, with a chunk.
             is_prefill &= candidates.ready_s + self._parameters.max_hold_s > now_s
         has_prefill = bool(is_prefill.any())
         offers = self.offers(candidates, np.flatnonzero(~is_prefill) if has_prefill else None, now_s)
-        wake_s = math.inf
-        if self._holds(offers, now_s):
-            wake_s = float(min(offers.need_s.min(), offers.expires_s.min()))
-            taken, work = np.zeros(len(offers.rows), np.int64), self._estimator.work(EMPTY_PASS)
-        else:
-            taken, work = self.fill(offers)
-            if has_prefill and not offers.value[taken > 0].any() and not offers.needs.any():
-                taken, work = np.zeros_like(taken), self._estimator.work(EMPTY_PASS)
+        held_until_s = self._held_until_s(candidates, offers, now_s)
+        taken, work = (None, self._empty_work) if held_until_s is not None else self.fill(offers)
+        if taken is None or (has_prefill and not offers.value[taken > 0].any() and not offers.needs.any()):
+            taken, work = np.zeros(len(offers.rows), np.int64), self._empty_work
         turns = np.flatnonzero(taken)
         members = offers.rows[turns]
         choice = Choice(
@@ -93,7 +89,7 @@ class Wisp:
             num_committed=offers.num_uncached[turns].astype(np.int64),
             num_drafts=taken[turns] - 1,
             reasons=tuple([NEED if needs else VALUE for needs in offers.needs[turns].tolist()]),
-            wake_s=wake_s,
+            wake_s=math.inf if held_until_s is None else held_until_s,
         )
         if not has_prefill:
             return choice
@@ -109,7 +105,7 @@ class Wisp:
             c = c.only(of)
         num_uncached = np.minimum(c.num_uncached, self._chunk_tokens)
         own_work = self._estimator.work(item_features(c.num_cached, num_uncached, 1.0))
-        everyone_s = float(self._estimator.seconds(self._estimator.work(EMPTY_PASS) + own_work.sum(axis=0)))
+        everyone_s = float(self._estimator.seconds(self._empty_work + own_work.sum(axis=0)))
         slack_s = c.needed_s - now_s - everyone_s
         levels = np.arange(c.survival.shape[1] + 1)
         ahead = (slack_s / c.tpot_s)[:, None] + levels
@@ -125,14 +121,10 @@ class Wisp:
         need_s = np.clip(need_s, c.ready_s, c.ready_s + p.max_hold_s)
         needs = need_s <= now_s if p.holds else np.ones(len(c), bool)
         num_levels = 1 + np.where(num_uncached < c.num_uncached, 0.0, c.num_buffered).astype(np.int64)
-        expires_s = np.where(np.isfinite(c.next_draft_s), c.next_draft_s + p.draft_grace_s, 0.0)
         exists = levels < num_levels[:, None]
-        value[~exists] = 0.0
+        value *= exists
         work = self._offered_work(c, own_work, len(levels))
-        load = self._load(c, own_work)
-        return Offers(
-            of, value, num_levels, num_uncached, levels, exists, work, needs, need_s, expires_s, load
-        )  # fmt: skip
+        return Offers(of, value, num_levels, num_uncached, levels, np.flatnonzero(exists), work, needs, need_s)
 
     def _offered_work(self, c: Candidates, own_work: Floats, num_levels: int) -> Floats:
         """Work `[2, S, L]`; that of a session's draft tokens taken as equal, behind half of the buffer."""
@@ -144,39 +136,41 @@ class Wisp:
         work[:, :, 1:] = self._estimator.work(draft).T[:, :, None]
         return work
 
-    def _holds(self, offers: Offers, now_s: float) -> bool:
-        """True if nobody needs a token, everybody's drafts are on their way, and the load makes waiting worth while."""
+    def _held_until_s(self, c: Candidates, offers: Offers, now_s: float) -> float | None:
+        """When to decide again, if nobody needs a token, everybody's drafts are on their way, and the load makes
+        waiting worth while. None: somebody takes part now."""
         p = self._parameters
-        if not len(offers.rows) or offers.load < p.hold_load or offers.needs.any():
-            return False
-        return bool((offers.expires_s > now_s).all())
+        if not len(offers.rows) or offers.needs.any():
+            return None
+        expires_s = c.next_draft_s[offers.rows] + p.draft_grace_s
+        expires_s = np.where(np.isfinite(expires_s), expires_s, 0.0)
+        if (expires_s <= now_s).any() or self._load(c, offers) < p.hold_load:
+            return None
+        return float(min(offers.need_s.min(), expires_s.min()))
 
-    def _load(self, c: Candidates, own_work: Floats) -> float:
-        """How much of the server's time running sessions need to keep their SLOs (as `admission.predicted_load`)."""
-        if not len(c):
-            return 0.0
-        period_s = c.tpot_s * c.tokens_per_turn
+    def _load(self, c: Candidates, offers: Offers) -> float:
+        """How much of the server's time these sessions need to keep their SLOs (as `admission.predicted_load`)."""
+        period_s = c.tpot_s[offers.rows] * c.tokens_per_turn[offers.rows]
         rhythm_s = float(period_s.min())
-        work = self._estimator.work(EMPTY_PASS) + (rhythm_s / period_s) @ own_work
+        work = self._empty_work + offers.work[:, :, 0] @ (rhythm_s / period_s)
         return float(self._estimator.seconds(work)) / rhythm_s
 
     def fill(self, offers: Offers) -> tuple[Ints, Floats]:
         """Levels taken of each session, int `[S]` (0: not in the pass), and the work of the pass `[2]`."""
         num_sessions, num_levels = offers.value.shape
-        empty = self._estimator.work(EMPTY_PASS)
         if not num_sessions:
-            return np.empty(0, np.int64), empty
+            return np.empty(0, np.int64), self._empty_work
         flat_value, flat_work = offers.value.reshape(-1), offers.work.reshape(2, -1)
-        num_needed = int(offers.needs.sum())
-        work, before = empty + offers.work[:, :, 0].sum(axis=1), np.zeros(2)
+        num_needed, before = int(np.count_nonzero(offers.needs)), None
+        work = self._empty_work + offers.work[:, :, :2].sum(axis=(1, 2))  # a guess: own tokens and one draft token each
         for _ in range(_MAX_ROUNDS):
             weights = self._estimator.weights(work)
-            if np.abs(weights - before).max() < _SAME_WEIGHT:
+            if before is not None and np.abs(weights - before).max() < _SAME_WEIGHT:
                 break
             before, order = weights, self._order(offers, weights)
             num_fit = self._num_that_fit(offers, order)
-            reached = np.cumsum(flat_work[:, order], axis=1) + empty[:, None]
-            density = np.cumsum(flat_value[order]) / self._estimator.seconds(reached.T)
+            reached = flat_work[:, order].cumsum(axis=1) + self._empty_work[:, None]
+            density = flat_value[order].cumsum() / self._estimator.seconds(reached.T)
             first = min(max(num_needed, 1), num_fit) - 1
             last = first + int(density[first:num_fit].argmax())
             work = reached[:, last]
@@ -186,14 +180,14 @@ class Wisp:
         """Flat indices of all offers, best first and each behind those it needs."""
         cost = np.maximum(weights[0] * offers.work[0] + weights[1] * offers.work[1], _LEAST_S)
         # A session enters with as many drafts as make its turn richest: those before the best share one density.
-        together = np.cumsum(offers.value, axis=1) / np.cumsum(cost, axis=1)
-        best = together.argmax(axis=1)[:, None]
-        head = np.take_along_axis(together, best, axis=1)
-        density = np.where(offers.levels <= best, head, offers.value / cost)
-        density[~offers.exists] = -1.0
-        needed = np.flatnonzero(offers.needs)
-        density[needed[np.argsort(offers.need_s[needed], kind="stable")], 0] = _NEEDED - np.arange(len(needed))
-        return np.argsort(-density.reshape(-1), kind="stable")[: int(offers.num_levels.sum())]
+        together = offers.value.cumsum(axis=1) / cost.cumsum(axis=1)
+        is_head = offers.levels <= together.argmax(axis=1)[:, None]
+        density = np.where(is_head, together.max(axis=1)[:, None], offers.value / cost)
+        needed = offers.needs.nonzero()[0]
+        if len(needed):
+            density[needed[offers.need_s[needed].argsort(kind="stable")], 0] = _NEEDED - np.arange(len(needed))
+        order: Ints = offers.existing[(-density.reshape(-1)[offers.existing]).argsort(kind="stable")]
+        return order
 
     def _num_that_fit(self, offers: Offers, order: Ints) -> int:
         """How many offers, in order, the limits of a pass allow (at least one)."""

@@ -140,9 +140,9 @@ def test_the_server_draws_a_session_when_it_is_empty(server: ServerProcess, judg
 
 
 def test_evicted_sessions_go_on_with_the_right_tokens(make_own_server: ServerFactory, judge: Judge) -> None:
-    """16 blocks of 32 tokens hold three sessions of 155 tokens, but not of 161: the youngest loses its KV."""
-    texts = [np.tile(prompt, 10)[:155] for prompt in prompts()]
-    with make_own_server({"kv_tokens": 512, "kv_block_tokens": 32}) as server:
+    """12 blocks of 32 tokens hold three sessions of 120 tokens, but not of 129: one of them loses its KV."""
+    texts = [np.tile(prompt, 10)[:120] for prompt in prompts()]
+    with make_own_server({"kv_tokens": 384, "kv_block_tokens": 32}) as server:
         opens = [thin_open(text, NUM_TOKENS, SAMPLED) for text in texts]
         results = run_together([lambda o=opened: run_session(server.grpc_url, o, Drafting()) for opened in opens])
         assert server_totals(server)["evictions"] >= 1
