@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from tests.factories import make_candidates, make_estimator, make_open, session_id
 from tests.fakes import ServingLoop
 from wisp_plugin.admission import LEAST_RETRY_S, MOST_RETRY_S, predicted_load, prefill_wait_s, retry_after_s
-from wisp_plugin.messages import Open, Slo
+from wisp_plugin.messages import Mode, Open, Slo
+from wisp_plugin.server_session import ServerSession
 
 
 def newcomer(ttft_ms: float = 1000.0, tpot_ms: float = 100.0, **values: Any) -> Open:
@@ -113,3 +115,11 @@ def test_one_hopeless_session_does_not_shut_out_everybody() -> None:
     """tpot 1 us cannot be kept, not even alone: refusing others does not help it (top of admission.py)."""
     loop = serving(1, tpot_ms=0.001)
     assert loop.scheduler.refuses(newcomer()) is None
+
+
+def test_a_session_that_waits_for_its_client_keeps_nobody_out() -> None:
+    """It has much to compute, but not before its draft: that may be never."""
+    loop = ServingLoop(policy="wisp", num_blocks=4000)
+    resumed = make_open(np.arange(10), 3500, tokens=np.arange(3000, dtype=np.int32), mode=Mode.SYNC)
+    loop.scheduler.add(ServerSession(resumed, loop.now_s))
+    assert loop.scheduler.refuses(make_open(session=session_id(1))) is None

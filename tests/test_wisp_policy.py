@@ -139,3 +139,24 @@ def test_who_is_held_is_looked_at_again_in_time(num_sessions: int, next_s: float
 def test_nobody_is_held_for_drafts_that_do_not_come() -> None:
     c = make_candidates(3, needed_s=50.0, next_draft_s=math.inf)
     assert len(choose(c).members) >= 1
+
+
+def test_an_old_session_computes_soon_again_what_it_has_lost() -> None:
+    """Its age is not the time that it may take: it is as soon as a fresh one, nearly."""
+
+    def seconds(age_s: float) -> float:
+        costs = Costs((0.03, 0, 0, 0, 0, 0), (0.004, 0, 0.001, 0, 0, 0))
+        loop = ServingLoop(policy="wisp", costs=costs, num_blocks=4000, max_load=0.0)
+        for _ in range(4):
+            loop.add(1, max_new_tokens=900, slo=Slo(2000.0, 200.0))
+        loop.step(0.05)
+        late = loop.add(500, loop.now_s - age_s, max_new_tokens=1, slo=Slo(2000.0, 200.0))
+        if age_s:  # a little behind its pace
+            late.timeline.on_commit(int((age_s - 1.0) / 0.2) - 3, late.num_committed, loop.now_s - age_s + 1.0)
+            loop.scheduler.note(late)
+        start_s = loop.now_s
+        while not late.finished and loop.now_s < start_s + 30.0:
+            loop.step(loop.plan().predicted_s)
+        return loop.now_s - start_s
+
+    assert seconds(60.0) < 2.0 * seconds(0.0) + 1.0

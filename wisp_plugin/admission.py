@@ -43,12 +43,12 @@ def predicted_load(everyone: Candidates, newcomer: Open | None, estimator: Estim
     return float(estimator.predict(EMPTY_PASS + members.sum(axis=0))) / rhythm_s
 
 
-def prefill_wait_s(everyone: Candidates, load: float, estimator: Estimator) -> float:
+def prefill_wait_s(candidates: Candidates, load: float, estimator: Estimator) -> float:
     """Seconds until the prefills that wait already are done, beside decoding at `load`."""
-    waiting = np.flatnonzero(everyone.num_uncached > 1)
+    waiting = np.flatnonzero(candidates.num_uncached > 1)
     if not len(waiting):
         return 0.0
-    work = item_features(everyone.num_cached[waiting], everyone.num_uncached[waiting], np.ones(len(waiting)))
+    work = item_features(candidates.num_cached[waiting], candidates.num_uncached[waiting], np.ones(len(waiting)))
     work_s = float(estimator.predict(EMPTY_PASS + work.sum(axis=0)))
     return work_s / (1.0 - min(load, _MOST_DECODE_LOAD))
 

@@ -83,9 +83,9 @@ class Engine:
         Raises:
             EngineFailed: the running pass did not end within `timeout_s`.
         """
-        self._stopping = True
-        if self.failure is None:
+        if self.failure is None:  # first, so that nothing is queued behind the end of the loop
             self._inbox.close("the server is shutting down")
+        self._stopping = True
         if self._thread is None:
             self._end_all(end_closed)
             return

@@ -119,7 +119,7 @@ class Scheduler:
             return None
         everyone = self._roster.everyone()
         load = predicted_load(everyone, newcomer, self.estimator)
-        waits_s = prefill_wait_s(everyone, load, self.estimator)
+        waits_s = prefill_wait_s(self._roster.candidates(), load, self.estimator)  # who waits for its client does not
         if load <= max_load and waits_s <= newcomer.slo.ttft_ms / 1e3:
             return None
         return retry_after_s(load, max_load, num_sessions, self._mean_session_s)

@@ -19,6 +19,8 @@ from wisp_plugin.policies import PREFILL, Choice
 from wisp_plugin.roster import Candidates, Floats, Ints
 from wisp_plugin.wisp_parameters import WispParameters
 
+_MOST_ALLOWED_S = 4.0
+
 
 class WispPrefill:
     """See the top of this file."""
@@ -59,7 +61,9 @@ class WispPrefill:
         if len(rows) == len(c):
             return math.inf
         turns_s = float(self._estimator.seconds(work))
-        allowed_s, left_s = c.needed_s[rows] - c.opened_s[rows], c.needed_s[rows] - now_s
+        # An old session computes again what it has lost: its age is no time that its SLO allows for that.
+        allowed_s = np.minimum(c.needed_s[rows] - c.opened_s[rows], _MOST_ALLOWED_S)
+        left_s = c.needed_s[rows] - now_s
         pace_s = p.prefill_haste * allowed_s
         pace_s = np.where(left_s > 0, np.minimum(pace_s, left_s), pace_s)
         prefill = self._estimator.work(item_features(c.num_cached[rows], c.num_uncached[rows], 1.0))
