@@ -4,7 +4,8 @@ The scheduler keeps the columns that policies look at, fits what a policy wants 
 prefixes, and tells prediction and price of the result. It is deterministic: equal calls give equal plans. It never
 sleeps, draws or measures: time is an argument, so that the simulator drives this very code.
 
-Waiting is bounded. `continuous` and `edf` order by readiness or need, and being served puts a session behind; `wisp`
+Waiting is bounded but under `edf`, where hopelessly late sessions may fill every pass. `continuous` and `fcfs` order by
+readiness, and being served puts a session behind; `wisp`
 holds nobody for longer than `WispParameters.max_hold_s`, and those who have waited longer are served before all
 others. Under KV pressure see `kv_admission`.
 """
