@@ -19,11 +19,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "lossless": ("bench.lossless", "generated ids equal those of the target alone, and its distribution"),
     "engine": ("bench.engine", "packed pass against the padded one, cost of choosing tokens"),
     "e2e": ("bench.e2e", "one device against plain decoding and assisted generation, cost of the path"),
+    "link": ("bench.link", "free-running against round by round over a link with a delay, live"),
+    "draft": ("bench.draft", "agreement, time per token and worth of the default model's drafts by precision"),
     "prefix": ("bench.prefix", "KV memory and prefill time of sessions with the same system prompt"),
     "classes": ("bench.two_classes", "a tight and a loose SLO class on one live server, under every policy"),
     "estimator": ("bench.estimator", "predicted against measured passes, what is learnt online, quantile, known costs"),
     "scheduler": ("bench.scheduler", "policies in virtual time: capacity, goodput, interference, time of a decision"),
     "results": ("bench.results", "the README's table, made from the documents that `make results` has kept"),
+    "traces": ("bench.traces", "record the default drafts along texts of the target"),
     "pass-cost": ("bench.pass_cost", "time of a target pass over sessions, new tokens and cached tokens"),
 }
 

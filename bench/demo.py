@@ -26,7 +26,7 @@ from edge_runtime.drafter import Drafter
 from edge_runtime.tokenizer import TextStream, Tokenizer
 from triton_models.launcher import make_server
 from triton_models.server_process import ServerProcess
-from wisp_plugin.home import default_draft_dir
+from wisp_plugin.home import DEFAULT_DRAFT, DRAFT_NAMES, default_draft_dir
 from wisp_plugin.messages import Mode, Open, Sampling, Tokens
 
 PROMPT = "Explain in a few sentences why the sky is blue."
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `wisp-bench demo`."""
     parser.add_argument("--prompt", default=PROMPT, help="[%(default)s]")
     parser.add_argument("--max-new-tokens", type=int, default=96, metavar="N", help="[%(default)s]")
-    parser.add_argument("--draft", choices=["int8", "int4"], default="int8", help="draft graph [%(default)s]")
+    parser.add_argument("--draft", choices=DRAFT_NAMES, default=DEFAULT_DRAFT, help="draft graph [%(default)s]")
     parser.add_argument("--mode", choices=["free", "sync"], default="free", help="[%(default)s]")
     parser.add_argument("--draft-length", type=int, default=12, metavar="N", help="[%(default)s]")
 

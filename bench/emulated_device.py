@@ -20,9 +20,10 @@ import numpy as np
 from bench.live import make_open
 from edge_runtime.client import EdgeClient, TokenTimes
 from edge_runtime.transport import GrpcStream
-from wisp_plugin.controller import FixedAhead
+from wisp_plugin.controller import SpeculationController
 from wisp_plugin.edge_session import EdgeSession
 from wisp_plugin.messages import Commit, Mode, Sampling, Slo, Tokens
+from wisp_plugin.stop_rules import Fixed
 from wisp_plugin.wire_values import named_slo
 
 
@@ -49,13 +50,13 @@ class ReplayingDrafter:
         """See `TokenDrafter.advance`. The device's own prefill is not emulated."""
         return 0
 
-    def draft_token(self, tokens: Tokens, sampling: Sampling) -> int:
-        """See `TokenDrafter.draft_token`. IndexError behind the end of the text."""
+    def draft_token_with_stats(self, tokens: Tokens, sampling: Sampling) -> tuple[int, None]:
+        """See `TokenDrafter.draft_token_with_stats`. IndexError behind the end of the text."""
         position = len(tokens)
         right = int(self._text[position])
         self._sleep(self._step_s)
         is_right = not self._is_wrong[position] and np.array_equal(tokens, self._text[:position])
-        return right if is_right else right ^ 1
+        return right if is_right else right ^ 1, None
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +192,7 @@ def _serve(server: str, device: Device, mode: Mode, run: _Run) -> DeviceResult:
     opened = make_open(device.prompt, len(device.generated), mode, Sampling())
     opened = dataclasses.replace(opened, slo=named_slo(device.slo_class))
     drafter = device.drafter()
-    session = EdgeSession(opened, FixedAhead(device.max_ahead if drafter else 0))
+    session = EdgeSession(opened, SpeculationController(Fixed(device.max_ahead if drafter else 0)))
     arrivals: list[Arrival] = []
 
     def on_commit(commit: Commit) -> None:

@@ -10,11 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from edge_runtime.client import EdgeClient, TokenDrafter
-from edge_runtime.transport import GrpcStream
+from edge_runtime.transport import GrpcStream, VerifyTransport
 from triton_models.server_process import ServerProcess
-from wisp_plugin.controller import FixedAhead
+from wisp_plugin.controller import SpeculationController
 from wisp_plugin.edge_session import EdgeSession, EdgeStats
 from wisp_plugin.messages import Commit, Mode, Open, Sampling, Slo, Tokens
+from wisp_plugin.speculation import no_drafts
+from wisp_plugin.stop_rules import Fixed
 from wisp_plugin.wire import new_session_id
 
 _COUNTER = re.compile(r"^(wisp_\w+_total)(?:\{[^}]*\})? ([0-9.e+]+)$", re.MULTILINE)
@@ -28,11 +30,22 @@ def half_the_cores() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Drafting:
-    """How a device drafts; without a drafter it is a thin client."""
+    """How a device drafts; without a drafter it is a thin client.
+
+    `make_controller` makes the controller of each session (None: a fixed draft length of `max_ahead`).
+    """
 
     drafter: TokenDrafter | None = None
     mode: Mode = Mode.FREE
     max_ahead: int = 8
+    make_controller: Callable[[], SpeculationController] | None = None
+
+    def session(self, opened: Open) -> EdgeSession:
+        """The device's side of a session that is not open yet."""
+        if self.drafter is None:
+            return EdgeSession(opened, no_drafts())
+        make = self.make_controller or (lambda: SpeculationController(Fixed(self.max_ahead)))
+        return EdgeSession(opened, make())
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,20 +85,20 @@ def run_session(
     drafting: Drafting,
     on_tokens: Callable[[Tokens], None] = lambda tokens: None,
     on_commit: Callable[[Commit], None] = lambda commit: None,
+    connect: Callable[[str], VerifyTransport] = GrpcStream,
 ) -> SessionResult:
-    """One session from open to its final status, on the server at HOST:PORT."""
-    session = EdgeSession(opened, FixedAhead(drafting.max_ahead if drafting.drafter else 0))
-    client = EdgeClient(opened, session, GrpcStream(server), drafting.drafter, on_commit=on_commit)
-    started_s = time.monotonic()
-    first_token_s = 0.0
+    """One session from open to its final status, on the server at HOST:PORT, which `connect` reaches."""
+    session = drafting.session(opened)
+    client = EdgeClient(opened, session, connect(server), drafting.drafter, on_commit=on_commit)
     try:
         for tokens in client.run():
-            first_token_s = first_token_s or time.monotonic() - started_s
             on_tokens(tokens)
-        elapsed_s = time.monotonic() - started_s
     finally:
         client.close()
-    return SessionResult(session.generated.copy(), session.stats, elapsed_s, first_token_s)
+    times = client.times
+    return SessionResult(
+        session.generated.copy(), session.stats, times.last_s - times.opened_s, times.first_s - times.opened_s
+    )
 
 
 def server_totals(server: ServerProcess) -> dict[str, float]:

@@ -36,7 +36,7 @@ from triton_models.target_model import load_target
 from triton_models.torch_verifier import TorchVerifier
 from wisp_plugin.config import VerifierConfig
 from wisp_plugin.errors import ConfigError
-from wisp_plugin.home import default_target_dir
+from wisp_plugin.home import DRAFT_NAMES, default_target_dir
 from wisp_plugin.kv_blocks import BlockPool
 from wisp_plugin.messages import Mode, Open, Sampling, Tokens
 
@@ -81,7 +81,7 @@ def checked(args: argparse.Namespace) -> dict[str, Any]:
             raise ConfigError(f"--{name} is {config[name]}; allowed: {low} to {high}")
     if config["distribution_seeds"] < 1_000:
         raise ConfigError(f"--distribution-seeds is {config['distribution_seeds']}; allowed: 1000 or more")
-    for name, allowed in (("drafts", ("int8", "int4")), ("modes", tuple(Mode))):
+    for name, allowed in (("drafts", DRAFT_NAMES), ("modes", tuple(Mode))):
         unknown = [value for value in config[name] if value not in allowed]
         if unknown or len(set(config[name])) != len(config[name]):
             raise ConfigError(f"--{name} is {getattr(args, name)!r}; allowed, once each: {', '.join(allowed)}")

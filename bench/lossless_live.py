@@ -96,7 +96,7 @@ def on_server(server: ServerProcess, max_new_tokens: int, eos_token_ids: tuple[i
     def run(case: Case, mode: Mode, drafter: TokenDrafter) -> Tokens:
         while drafter.advance(case.prompt):
             pass
-        drafter.draft_token(case.prompt, case.sampling)
+        drafter.draft_token_with_stats(case.prompt, case.sampling)
         opened = make_open(case.prompt, max_new_tokens, mode, case.sampling, eos_token_ids)
         return run_session(server.grpc_url, opened, Drafting(drafter, mode, MAX_AHEAD)).tokens
 

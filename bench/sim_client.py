@@ -1,8 +1,8 @@
 """The device's side of a simulated session: the real `EdgeSession` in the loop of `edge_runtime/client.py`.
 
-As there, the device drafts one token at a time and looks at what has arrived between two draft steps: a commit that
-comes during a step is applied behind it. Only the time of a draft step and the token that it gives are modelled.
-Arrival times are those at the device, not those at which the loop looks.
+As there, the device drafts one token at a time, and a commit is applied when it arrives, also during a draft step,
+whose token is then dropped if its prefix was rolled back. Only the time of a draft step, its token and the statistics
+of it are modelled.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import numpy as np
 from bench.sim_result import SessionRecord
 from bench.virtual_time import EventQueue, Link
 from bench.workload import Device, SessionSpec
-from wisp_plugin.controller import Controller
-from wisp_plugin.edge_session import EdgeSession, Step
+from wisp_plugin.controller import SpeculationController
+from wisp_plugin.draft_stats import DraftStats
+from wisp_plugin.draft_trace import TextTrace
+from wisp_plugin.edge_session import DraftJob, EdgeSession, Step
 from wisp_plugin.messages import Commit, Draft, Mode, Open, Sampling, Status, Tokens
 
 _FIRST_RETRY_S = 0.1  # as `Patience.first_retry_s` of the real client
@@ -36,7 +38,7 @@ class SessionTokens:
     is right; behind a wrong draft token it is always wrong.
     """
 
-    __slots__ = ("drafted", "first_wrong", "target", "wrong")
+    __slots__ = ("_drafted", "_first_wrong", "_wrong", "target")
 
     def __init__(self, seed: int, spec: SessionSpec, acceptance: float) -> None:
         end = spec.prompt_len + spec.num_output_tokens
@@ -44,11 +46,30 @@ class SessionTokens:
         self.target: Tokens = (_hashes(2 * key, end) >> np.uint64(64 - _VOCAB_BITS)).astype(np.int32)
         uniform = (_hashes(2 * key + 1, end) >> np.uint64(11)) * 2.0**-53
         is_wrong = uniform >= acceptance
-        self.wrong: list[int] = (self.target ^ 1).tolist()
-        self.drafted: list[int] = np.where(is_wrong, self.target ^ 1, self.target).tolist()
+        self._wrong: list[int] = (self.target ^ 1).tolist()
+        self._drafted: list[int] = np.where(is_wrong, self.target ^ 1, self.target).tolist()
         # Position of the first wrong draft at or behind each position (end: none).
         positions = np.where(is_wrong, np.arange(end), end)
-        self.first_wrong: list[int] = [*np.minimum.accumulate(positions[::-1])[::-1].tolist(), end]
+        self._first_wrong: list[int] = [*np.minimum.accumulate(positions[::-1])[::-1].tolist(), end]
+
+    def draft(self, num_committed: int, position: int) -> tuple[int, DraftStats | None]:
+        """The draft token at `position`, in the chain behind `num_committed` tokens, and its statistics if known."""
+        chain_is_right = self._first_wrong[num_committed] >= position
+        return (self._drafted if chain_is_right else self._wrong)[position], None
+
+
+class TraceTokens:
+    """The same from a recorded text: real rejections and real statistics."""
+
+    __slots__ = ("_text", "target")
+
+    def __init__(self, text: TextTrace) -> None:
+        self._text = text
+        self.target = text.tokens
+
+    def draft(self, num_committed: int, position: int) -> tuple[int, DraftStats | None]:
+        """See `SessionTokens.draft`."""
+        return self._text.chain_token(num_committed - self._text.prompt_len, position - num_committed)
 
 
 def _hashes(key: int, length: int) -> np.ndarray:
@@ -65,7 +86,7 @@ class ClientSettings:
     """What all devices of a scenario have in common."""
 
     mode: Mode
-    make_controller: Callable[[], Controller]
+    make_controller: Callable[[], SpeculationController]
     message_tokens: int
     warm_up_s: float
     duration_s: float
@@ -75,7 +96,7 @@ class SimulatedClient:
     """One session on its device, driven by events."""
 
     __slots__ = (
-        "_events", "_inbox", "_is_drafting", "_is_refused", "_on_done", "_send", "_settings", "_step_s", "_uplink",
+        "_events", "_is_done", "_is_drafting", "_is_refused", "_on_done", "_send", "_settings", "_step_s", "_uplink",
         "downlink", "edge", "id", "record", "tokens",
     )  # fmt: skip
 
@@ -84,7 +105,7 @@ class SimulatedClient:
         events: EventQueue,
         spec: SessionSpec,
         device: Device,
-        tokens: SessionTokens,
+        tokens: SessionTokens | TraceTokens,
         settings: ClientSettings,
         send: Callable[[SimulatedClient, Open | Draft], None],
         on_done: Callable[[SimulatedClient], None],
@@ -101,61 +122,49 @@ class SimulatedClient:
         )  # fmt: skip
         self.edge = EdgeSession(opened, settings.make_controller(), settings.message_tokens)
         self.record = SessionRecord(spec, events.now_s)
-        self._inbox: list[Commit] = []
-        self._is_drafting = False
-        self._is_refused = False
+        self._is_drafting = self._is_refused = self._is_done = False
 
     def open(self, _: Any = None) -> None:
         """Open the session, or try again after a refusal, and start to draft."""
         self._is_refused = False
         self._transmit(self.edge.reopen())
-        if not self._is_drafting:
-            self._advance()
+        self._advance()
 
     def receive(self, commit: Commit) -> None:
         """A commit has reached the device."""
         self._note(commit)
-        self._inbox.append(commit)
-        if not self._is_drafting:
-            self._apply_commits()
+        if commit.status is Status.OVERLOADED:
+            self.record.num_refused += 1
+            self._is_refused = True
+            pause_s = max(_FIRST_RETRY_S, (commit.retry_after_ms or 0) / 1e3)
+            self._events.schedule(self._events.now_s + pause_s, self.open, None)
+        elif commit.status in (Status.RUNNING, Status.LENGTH):
+            self.edge.on_commit(commit, self._events.now_s)
             self._advance()
+        else:
+            raise SimulationError(f"session {self.id} ended as {commit.status.name} at {self._events.now_s:.3f} s")
 
     def _advance(self) -> None:
         """Do what the session asks for until a draft step runs or only a commit can help; nothing while refused."""
-        if self._is_refused:
+        if self._is_refused or self._is_done:
             return
-        while (step := self.edge.next_step()) is Step.SEND:
-            self._transmit(self.edge.take_message())
-        if step is Step.DRAFT:
+        now_s = self._events.now_s
+        while (step := self.edge.next_step(now_s)) is Step.SEND:
+            self._transmit(self.edge.take_message(now_s))
+        if step is Step.DRAFT and not self._is_drafting:
             self._is_drafting = True
-            self._events.schedule(self._events.now_s + self._step_s, self._finish_draft, self._next_token())
+            job = self.edge.begin_draft()
+            drafted = self.tokens.draft(len(self.edge.committed), len(job.context))
+            self._events.schedule(now_s + self._step_s, self._finish_draft, (job, *drafted))
         elif step is Step.DONE:
+            self._is_done = True
             self._on_done(self)
 
-    def _next_token(self) -> int:
-        """The draft token behind the chain."""
-        position = len(self.edge.context())
-        chain_is_right = self.tokens.first_wrong[len(self.edge.committed)] >= position
-        return (self.tokens.drafted if chain_is_right else self.tokens.wrong)[position]
-
-    def _finish_draft(self, token: int) -> None:
+    def _finish_draft(self, drafted: tuple[DraftJob, int, DraftStats | None]) -> None:
         self._is_drafting = False
-        self.edge.on_drafted(token, self._step_s)
-        self._apply_commits()
+        job, token, stats = drafted
+        self.edge.on_drafted(job, token, self._step_s, stats)
         self._advance()
-
-    def _apply_commits(self) -> None:
-        for commit in self._inbox:
-            if commit.status is Status.OVERLOADED:
-                self.record.num_refused += 1
-                self._is_refused = True
-                pause_s = max(_FIRST_RETRY_S, (commit.retry_after_ms or 0) / 1e3)
-                self._events.schedule(self._events.now_s + pause_s, self.open, None)
-            elif commit.status in (Status.RUNNING, Status.LENGTH):
-                self.edge.on_commit(commit)
-            else:
-                raise SimulationError(f"session {self.id} ended as {commit.status.name} at {self._events.now_s:.3f} s")
-        self._inbox.clear()
 
     def _transmit(self, message: Open | Draft) -> None:
         self._events.schedule(self._uplink.arrival_s(self._events.now_s), self._arrive, message)

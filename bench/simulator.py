@@ -16,18 +16,19 @@ from typing import Any
 
 from bench.gpu_cost import A100_32G
 from bench.report import Progress
-from bench.sim_client import ClientSettings, SessionTokens, SimulatedClient, SimulationError
+from bench.sim_client import ClientSettings, SessionTokens, SimulatedClient, SimulationError, TraceTokens
 from bench.sim_result import ServerRecord, SimResult
 from bench.sim_verifier import PassTiming, SimulatedVerifier
 from bench.virtual_time import EventQueue
 from bench.workload import SessionSpec, Workload
 from wisp_plugin.config import EngineConfig
-from wisp_plugin.controller import Controller, FixedAhead
+from wisp_plugin.controller import SpeculationController
 from wisp_plugin.engine import Engine
 from wisp_plugin.estimator import Costs, Estimator
 from wisp_plugin.messages import Commit, Draft, Mode, Open, Status
 from wisp_plugin.policies import Policy
 from wisp_plugin.scheduler import POLICIES, Scheduler
+from wisp_plugin.stop_rules import Fixed
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class Scenario:
 
     `policy`: a name of `scheduler.POLICIES`, or what makes a policy as its values do. `controller` makes the
     controller of a session; without, devices draft `ahead` tokens ahead (0: thin devices, the server decodes alone).
+    `tokens` makes what target and draft say in a session; without, draft tokens are right with chance `acceptance`.
     `costs` is the true cost of a pass, `believed_costs` what the estimator starts with (None: the truth).
     `noise_sigma`: lognormal noise on the time of a pass, mean 1. `drain`: no session starts after `duration_s`, and
     the run ends with the last one. `engine`: overrides of `EngineConfig`.
@@ -45,9 +47,10 @@ class Scenario:
     policy: str | Callable[[EngineConfig, Estimator], Policy] = "continuous"
     mode: Mode = Mode.FREE
     ahead: int = 6
-    controller: Callable[[], Controller] | None = None
+    controller: Callable[[], SpeculationController] | None = None
     message_tokens: int = 1
     acceptance: float = 0.75
+    tokens: Callable[[SessionSpec], SessionTokens | TraceTokens] | None = None
     duration_s: float = 30.0
     warm_up_s: float = 10.0
     drain: bool = False
@@ -133,20 +136,21 @@ class _World:
         self.verifier.sessions = lambda: self._engine.scheduler.sessions
         self._settings = ClientSettings(
             scenario.mode,
-            scenario.controller or (lambda: FixedAhead(scenario.ahead)),
+            scenario.controller or (lambda: SpeculationController(Fixed(scenario.ahead))),
             scenario.message_tokens,
             scenario.warm_up_s,
             scenario.duration_s,
         )
         self._devices = scenario.workload.devices()
         self._specs: list[Iterator[SessionSpec]] = [scenario.workload.sessions(device) for device in self._devices]
+        self._num_sources = len(self._devices)  # those that have sessions left to start
         for device in self._devices:
             self._schedule_next(device.index)
 
     def run(self) -> SimResult:
         """The engine's loop until the end of the run."""
         scenario, events, engine = self.scenario, self.events, self._engine
-        while events.now_s < scenario.duration_s or (scenario.drain and self._num_active):
+        while (self._num_sources and events.now_s < scenario.duration_s) or (scenario.drain and self._num_active):
             if not engine.step():
                 self._advance_idle()
             if self.failures:
@@ -169,14 +173,17 @@ class _World:
 
     def _schedule_next(self, device_index: int) -> None:
         """The device's next session, at its time or now."""
-        spec = next(self._specs[device_index])
+        spec = next(self._specs[device_index], None)
+        if spec is None:
+            self._num_sources -= 1
+            return
         start_s = self.events.now_s if spec.start_s is None else spec.start_s
         if start_s < self.scenario.duration_s:
             self.events.schedule(start_s, self._start, spec)
 
     def _start(self, spec: SessionSpec) -> None:
         scenario = self.scenario
-        tokens = SessionTokens(scenario.seed, spec, scenario.acceptance)
+        tokens = scenario.tokens(spec) if scenario.tokens else SessionTokens(scenario.seed, spec, scenario.acceptance)
         device = self._devices[spec.device]
         client = SimulatedClient(self.events, spec, device, tokens, self._settings, self._submit, self._end)
         self._clients[client.id] = client

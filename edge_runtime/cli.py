@@ -9,13 +9,17 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from wisp_plugin.errors import WispError
+from wisp_plugin.home import DEFAULT_DRAFT, DRAFT_NAMES
 
 COMMANDS = {
     "generate": "generate a continuation of one prompt",
     "chat": "a small interactive chat, with the model's chat template",
     "export": "make a draft graph from a Hugging Face model",
+    "trace": "record what a draft model proposes along texts of the target",
+    "train-controller": "train the speculation controller's weights on traces",
 }
 
 
@@ -27,6 +31,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             from edge_runtime import export
 
             return export.main(args)
+        if args.command == "trace":
+            from edge_runtime import trace
+
+            return trace.main(args)
+        if args.command == "train-controller":
+            from edge_runtime import train_controller
+
+            return train_controller.main(args)
         from edge_runtime import generate
 
         return generate.chat(args) if args.command == "chat" else generate.generate(args)
@@ -59,7 +71,51 @@ def _parser() -> argparse.ArgumentParser:
     from edge_runtime.export import add_arguments
 
     add_arguments(export)
+    _add_training_commands(commands)
     return parser
+
+
+def _add_training_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Options stand here, not beside the code: that imports ONNX Runtime, and help is to be instant."""
+    trace = commands.add_parser("trace", help=COMMANDS["trace"], description=COMMANDS["trace"].capitalize())
+    trace.add_argument("out", metavar="OUT.npz", type=Path, help="file for the trace")
+    texts = trace.add_argument_group("texts of the target (--prompts or --texts)")
+    texts.add_argument(
+        "--prompts", type=Path, metavar="JSONL", help='a JSON object per line: {"prompt": "...", "chat": true}'
+    )
+    texts.add_argument("--texts", type=Path, metavar="NPZ", help="a trace recorded before: its texts are used again")
+    texts.add_argument("--server", default="127.0.0.1:8001", metavar="HOST:PORT", help="gRPC endpoint [%(default)s]")
+    texts.add_argument("--max-new-tokens", type=int, default=96, metavar="N", help="per prompt [%(default)s]")
+    texts.add_argument("--concurrency", type=int, default=8, metavar="N", help="sessions at once [%(default)s]")
+    draft = trace.add_argument_group("drafting")
+    draft.add_argument("--draft", default="int8", metavar="NAME|DIR", help="draft graph, as of generate [%(default)s]")
+    draft.add_argument("--threads", type=int, default=0, metavar="N", help="threads of the draft model [all cores]")
+    draft.add_argument(
+        "--chain-length",
+        type=int,
+        default=24,
+        metavar="N",
+        help="tokens recorded behind a rejection; 0 is enough for training [%(default)s]",
+    )
+    draft.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy [%(default)s]")
+    draft.add_argument("--seed", type=int, default=0, metavar="S", help="[%(default)s]")
+    train = commands.add_parser(
+        "train-controller", help=COMMANDS["train-controller"], description=COMMANDS["train-controller"].capitalize()
+    )
+    train.add_argument("traces", nargs="+", type=Path, metavar="TRACE.npz", help="files of `wisp-edge trace`")
+    train.add_argument("--out", type=Path, required=True, metavar="NPZ", help="file for the weights")
+    train.add_argument(
+        "--evaluate", type=Path, metavar="TRACE.npz", help="held-out prompts [a seventh of the texts that are given]"
+    )
+    train.add_argument(
+        "--false-alarm-cost",
+        type=float,
+        default=1.0,
+        metavar="C",
+        help="wasted draft tokens that a stop in front of a good one is as bad as [%(default)s]",
+    )
+    train.add_argument("--epochs", type=int, default=60, metavar="N", help="[%(default)s]")
+    train.add_argument("--seed", type=int, default=0, metavar="S", help="[%(default)s]")
 
 
 def _add_session_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,17 +128,30 @@ def _add_session_arguments(parser: argparse.ArgumentParser) -> None:
     draft = parser.add_argument_group("drafting")
     draft.add_argument(
         "--draft",
-        default="int8",
+        default=DEFAULT_DRAFT,
         metavar="NAME|DIR",
-        help="draft graph: int8 or int4 (of the default model), or a folder made by `wisp-edge export` [%(default)s]",
+        help=f"draft graph: {', '.join(DRAFT_NAMES)} (of the default model), or a folder made by `wisp-edge export` "
+        "[%(default)s]",
     )
     draft.add_argument("--no-draft", action="store_true", help="thin client: draft nothing, the server decodes alone")
     draft.add_argument(
-        "--draft-length",
-        type=int,
-        default=8,
-        metavar="N",
-        help="at most N tokens ahead of the last commit [%(default)s]",
+        "--rule",
+        default="auto",
+        metavar="RULE",
+        help="how far to draft: auto (price in free mode, ratio in sync), price, ratio, paper, svip, adaedl, "
+        "fixed or fixed:N [%(default)s]",
+    )
+    draft.add_argument(
+        "--energy-price",
+        type=float,
+        metavar="P",
+        help="committed tokens that a draft token must be expected to win, for rule price: 0 drafts whenever it may "
+        "help, 0.2 saves battery, 1 never drafts [0.05]",
+    )
+    draft.add_argument(
+        "--controller",
+        metavar="NPZ",
+        help="weights of `wisp-edge train-controller` [those that are shipped for the draft]",
     )
     draft.add_argument(
         "--mode", choices=["free", "sync"], default="free", help="free: nobody waits; sync: one commit per draft [free]"

@@ -1,7 +1,7 @@
-"""The loop that joins session, drafter and transport: draft, send, take in what came back.
+"""One session on the device from open to its end: commits as they arrive, over lost connections too.
 
-One thread drafts; the transport's own threads receive. Between two draft steps the loop looks whether commits
-have arrived, so drafting and the network overlap and neither waits for the other.
+The caller's thread, in `EdgeClient.run`, receives commits and applies them. What the device itself has to do, draft and
+send, happens beside it in a thread of its own (`drafting_thread`), so neither waits for the other.
 """
 
 from __future__ import annotations
@@ -11,24 +11,16 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
 
+from edge_runtime.drafting_thread import DraftingThread, EdgeWork, TokenDrafter
 from edge_runtime.transport import VerifyTransport
-from wisp_plugin.edge_session import EdgeSession, Step
+from wisp_plugin.edge_session import EdgeSession
 from wisp_plugin.errors import RequestRefused, TransportError
-from wisp_plugin.messages import Close, Commit, Open, Sampling, Slo, Status, Tokens
+from wisp_plugin.messages import Close, Commit, Open, Slo, Status, Tokens
 
 log = logging.getLogger(__name__)
 
-
-class TokenDrafter(Protocol):
-    """The draft model (`drafter.Drafter`, or emulated)."""
-
-    def advance(self, tokens: Tokens) -> int:
-        """Feed at most one chunk of `tokens`; how many are still to be fed before the next draft token."""
-
-    def draft_token(self, tokens: Tokens, sampling: Sampling) -> int:
-        """The draft token behind `tokens`."""
+__all__ = ["EdgeClient", "Patience", "TokenDrafter", "TokenTimes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +73,9 @@ class TokenTimes:
 class EdgeClient:
     """Runs one session from open to its final status.
 
-    `drafter` None is a thin client: the server decodes alone, the stream carries commits only.
+    `drafter` None is a thin client: the server decodes alone, the stream carries commits only, and there is no
+    drafting thread. Nor is there one with `threaded` False: the device's steps then alternate with looks at what has
+    arrived, always in the same order, for tests. Behind `close` the drafter is free for another session.
     """
 
     opened: Open
@@ -93,8 +87,14 @@ class EdgeClient:
     sleep: Callable[[float], None] = time.sleep
     on_commit: Callable[[Commit], None] = lambda commit: None
     times: TokenTimes = field(default_factory=TokenTimes)
-    _lost_since_s: float | None = None
-    _pause_s: float = 0.0
+    threaded: bool = True
+    _work: EdgeWork = field(init=False)
+    _thread: DraftingThread | None = field(init=False, default=None)
+    _lost_since_s: float | None = field(init=False, default=None)
+    _pause_s: float = field(init=False, default=0.0)
+
+    def __post_init__(self) -> None:
+        self._work = EdgeWork(self.session, self.transport, self.drafter, self.opened.sampling, self.clock)
 
     def run(self) -> Iterator[Tokens]:
         """Committed tokens as they arrive, until the session has its final status.
@@ -103,38 +103,62 @@ class EdgeClient:
             RequestRefused: the server refused the session, or another connection took it over.
             TransportError: the server could not be reached at first, or not again for `patience.reconnect_s`,
                 or was overloaded for that long.
+            Exception: whatever the drafter raises.
         """
         self.times.opened_s = self.clock()
-        self.transport.open(self.session.reopen())
-        while (step := self.session.next_step()) is not Step.DONE:
-            try:
-                commit = self._take(step)
-                while commit is not None:  # all that have arrived: a slow drafter must not fall behind the server
-                    self._check_status(commit)
-                    tokens = self.session.on_commit(commit)
-                    self._lost_since_s, self._pause_s = None, 0.0
-                    self.times.on_tokens(len(tokens), self.clock())
-                    self.on_commit(commit)
-                    yield tokens
-                    done = self.session.next_step() is Step.DONE
-                    commit = None if done else self.transport.receive(0.0)
-            except RequestRefused:
-                raise
-            except TransportError as error:
-                self._reconnect(error)
+        self._work.connect()
+        if self.drafter is not None and self.threaded:
+            self._thread = DraftingThread(self._work, self.transport.wake)
+        try:
+            while self.session.status is Status.RUNNING:
+                try:
+                    commit = self._next_commit()
+                    while commit is not None:  # all that have arrived: nobody falls behind the server
+                        self._check_status(commit)
+                        yield self._apply(commit)
+                        is_running = self.session.status is Status.RUNNING
+                        commit = self.transport.receive(0.0) if is_running else None
+                except RequestRefused:
+                    raise
+                except TransportError as error:
+                    self._reconnect(error)
+        finally:
+            if self._thread is not None:
+                self._thread.stop()
 
-    def _take(self, step: Step) -> Commit | None:
-        """Do one step; return a commit if one has arrived."""
-        if step is Step.DRAFT:
-            self._draft()
-        elif step is Step.SEND:
-            self.transport.send(self.session.take_message())
-        else:
-            commit = self.transport.receive(self.patience.commit_s)
-            if commit is None:
+    def _apply(self, commit: Commit) -> Tokens:
+        now_s = self.clock()
+        tokens = self._work.on_commit(commit, now_s)
+        self._lost_since_s, self._pause_s = None, 0.0
+        self.times.on_tokens(len(tokens), now_s)
+        self.on_commit(commit)
+        return tokens
+
+    def _next_commit(self) -> Commit | None:
+        """The next commit; None if there is none yet and the device had something to do itself."""
+        self._check()
+        if self._thread is None and self._work.step():
+            self._check()
+            return self.transport.receive(0.0)
+        return self._wait_for_commit()
+
+    def _check(self) -> None:
+        """Raise what went wrong beside us."""
+        self._work.check()
+        if self._thread is not None:
+            self._thread.check()
+
+    def _wait_for_commit(self) -> Commit:
+        """The next commit. TransportError if both sides are silent for `patience.commit_s`."""
+        started_s = self.clock()
+        while True:
+            silent_s = self.clock() - max(started_s, self._work.active_s())
+            if silent_s >= self.patience.commit_s:
                 raise TransportError(f"no commit from the server for {self.patience.commit_s:g} s")
-            return commit
-        return self.transport.receive(0.0)
+            commit = self.transport.receive(self.patience.commit_s - silent_s)
+            if commit is not None:
+                return commit
+            self._check()
 
     def _check_status(self, commit: Commit) -> None:
         """Raise for a status that is no end of the text: TransportError where opening again may help."""
@@ -151,20 +175,12 @@ class EdgeClient:
         if commit.status is Status.SUPERSEDED:
             raise RequestRefused("another connection has taken this session over")
 
-    def _draft(self) -> None:
-        """One draft token, or one chunk of a long prefill, so that commits are looked at in between."""
-        assert self.drafter is not None, "a session without drafter needs a controller that never drafts"
-        if self.drafter.advance(self.session.context()) > 0:
-            return
-        started_s = self.clock()
-        token = self.drafter.draft_token(self.session.context(), self.opened.sampling)
-        self.session.on_drafted(token, self.clock() - started_s)
-
     def _reconnect(self, lost: TransportError) -> None:
         """Open the session again, with growing pauses, until `reconnect_s` after the last sign of life.
 
         A pause that would end later than that is not begun.
         """
+        self._work.disconnect()
         if self._lost_since_s is None:
             self._lost_since_s = self.clock()
             self._pause_s = max(self._pause_s, self.patience.first_retry_s)
@@ -172,7 +188,7 @@ class EdgeClient:
             self.sleep(self._pause_s)
             self._pause_s = min(2 * self._pause_s, self.patience.max_retry_s)
             try:
-                self.transport.open(self.session.reopen())
+                self._work.connect()
                 self.session.stats.num_reopened += 1
                 return
             except RequestRefused:
@@ -182,20 +198,30 @@ class EdgeClient:
         raise TransportError(f"gave up after waiting {self.clock() - self._lost_since_s:.1f} s: {lost}")
 
     def close(self) -> None:
-        """Leave: tell the server if the session still runs (a stop string was found, the user left)."""
+        """Leave: tell the server if the session still runs (a stop string was found, the user left).
+
+        Raises:
+            ModelError: the draft step that was running hangs; the drafter can not be used any more.
+        """
+        if self._thread is not None:
+            self._thread.stop()
         try:
             if self.session.status is Status.RUNNING:
-                self.transport.send(Close(self.opened.session))
+                self._work.send_close(Close(self.opened.session))
                 self._await_end()
         except TransportError:
             log.debug("the connection was lost before the session was closed; the server will notice")
         finally:
-            self.transport.close()
+            try:
+                if self._thread is not None:
+                    self._thread.join()
+            finally:
+                self.transport.close()
 
     def _await_end(self) -> None:
         """Give the close a moment to reach the server; cancelling the stream would overtake it."""
         deadline_s = self.clock() + self.patience.close_s
         while (left_s := deadline_s - self.clock()) > 0:
             commit = self.transport.receive(left_s)
-            if commit is None or commit.status is not Status.RUNNING:
+            if commit is not None and commit.status is not Status.RUNNING:
                 return

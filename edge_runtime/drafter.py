@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,33 +9,11 @@ import numpy.typing as npt
 
 from edge_runtime.draft_graph import DraftGraph, load_graph
 from wisp_plugin.coupling import choose_token
+from wisp_plugin.draft_stats import DraftStats
 from wisp_plugin.errors import ModelError
 from wisp_plugin.messages import Sampling, Tokens
 
 Logits = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class DraftStats:
-    """Four statistics of the draft logits at temperature 1 (DESIGN.md section 8)."""
-
-    confidence: float  # probability of the most likely token
-    entropy: float  # nats
-    margin: float  # probability of the most likely token minus that of the second
-    spread: float  # standard deviation of the logits
-
-    @classmethod
-    def of(cls, logits: Logits) -> DraftStats:
-        """Statistics of finite `logits` `[vocab_size]`, at least two. One exponential per logit, no sort."""
-        best = int(logits.argmax())
-        shifted = logits - logits[best]
-        runner_up = float(np.exp(max(shifted[:best].max(initial=-np.inf), shifted[best + 1 :].max(initial=-np.inf))))
-        mean = float(shifted.mean())
-        variance = float(np.dot(shifted, shifted)) / len(shifted) - mean * mean
-        weights = np.exp(shifted)
-        total = float(weights.sum())
-        entropy = float(np.log(total)) - float(np.dot(weights, shifted)) / total
-        return cls(1.0 / total, max(0.0, entropy), (1.0 - runner_up) / total, max(0.0, variance) ** 0.5)
 
 
 class Drafter:
@@ -98,7 +75,8 @@ class Drafter:
     def draft_token_with_stats(self, tokens: Tokens, sampling: Sampling) -> tuple[int, DraftStats]:
         """As `draft_token`, with the statistics that a speculation controller looks at (section 8)."""
         logits = self.next_logits(tokens)
-        return choose_token(logits, sampling, len(tokens), tokens), DraftStats.of(logits)
+        token = choose_token(logits, sampling, len(tokens), tokens)
+        return token, DraftStats.of(logits, token)
 
     def _common_prefix(self, tokens: Tokens) -> int:
         """How many tokens of `tokens`, the last one excluded, the KV already covers."""

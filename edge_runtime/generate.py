@@ -14,12 +14,15 @@ from edge_runtime.client import EdgeClient, TokenTimes
 from edge_runtime.drafter import Drafter
 from edge_runtime.tokenizer import StopMatcher, TextStream, Tokenizer
 from edge_runtime.transport import GrpcStream, TlsFiles
+from wisp_plugin.acceptance_model import AcceptanceModel, shipped_model
 from wisp_plugin.config import check_slo_class
-from wisp_plugin.controller import FixedAhead
+from wisp_plugin.controller import SpeculationController
 from wisp_plugin.edge_session import EdgeSession, EdgeStats
 from wisp_plugin.errors import ConfigError, InvalidRequest
-from wisp_plugin.home import default_draft_dir
+from wisp_plugin.home import draft_folder
 from wisp_plugin.messages import Mode, Open, Sampling, Slo, Tokens
+from wisp_plugin.speculation import make_controller, no_drafts
+from wisp_plugin.stop_rules import DEFAULT_ENERGY_PRICE
 from wisp_plugin.vocabulary import vocab_hash
 from wisp_plugin.wire import new_session_id
 from wisp_plugin.wire_values import named_slo, number
@@ -40,7 +43,7 @@ class Device:
     def load(cls, args: argparse.Namespace) -> Device:
         """Load what `args` name. Raises ModelError or ConfigError."""
         slo = _slo(args)
-        folder = default_draft_dir(args.draft) if args.draft in ("int8", "int4") else Path(args.draft)
+        folder = draft_folder(args.draft)
         tokenizer = Tokenizer.load(folder)
         drafter = None if args.no_draft else Drafter.load(folder, num_threads=args.threads)
         return cls(args, slo, folder, tokenizer, drafter)
@@ -63,12 +66,21 @@ class Device:
             eos_token_ids=() if args.ignore_eos else self.tokenizer.eos_token_ids,
         )
         limit = self.drafter.max_context_tokens if self.drafter else None
-        session = EdgeSession(opened, FixedAhead(0 if args.no_draft else args.draft_length), max_context_tokens=limit)
+        session = EdgeSession(opened, self._controller(opened.mode), max_context_tokens=limit)
         if (args.ca or args.cert or args.key) and not args.tls:
             raise ConfigError("--ca, --cert and --key are for an encrypted connection; add --tls")
         tls = TlsFiles(*(Path(p) if p else None for p in (args.ca, args.cert, args.key)))
         transport = GrpcStream(args.server, tls if args.tls else None, vocab_hash(self.folder))
         return EdgeClient(opened, session, transport, self.drafter)
+
+    def _controller(self, mode: Mode) -> SpeculationController:
+        """The speculation controller that the options ask for."""
+        args = self.args
+        if args.no_draft:
+            return no_drafts()
+        model = AcceptanceModel.load(Path(args.controller)) if args.controller else shipped_model(args.draft)
+        price = DEFAULT_ENERGY_PRICE if args.energy_price is None else args.energy_price
+        return make_controller(args.rule, mode, model, price)
 
     def stream(self, client: EdgeClient) -> Iterator[str]:
         """The text of the session as it becomes final, up to the first stop string."""
@@ -146,6 +158,7 @@ def _print_stream(device: Device, client: EdgeClient, with_stats: bool) -> str:
     print(flush=True)
     if with_stats:
         _print_stats(client.session.stats, time.monotonic() - started_s)
+        print(controller_report(client.session.controller), file=sys.stderr)
         print(slo_report(client.times, device.slo), file=sys.stderr)
     return "".join(parts)
 
@@ -158,6 +171,15 @@ def _print_stats(stats: EdgeStats, elapsed_s: float) -> None:
         f"rejected {stats.num_corrections} of {resolved} compared; WDT share {stats.wdt_share:.2f}"
         + (f"; opened again {stats.num_reopened} times" if stats.num_reopened else ""),
         file=sys.stderr,
+    )
+
+
+def controller_report(controller: SpeculationController) -> str:
+    """One line: how often the controller chose not to draft, and what it has learnt about this session's drafts."""
+    calibration = controller.calibration
+    return (
+        f"controller: chose not to draft {controller.num_abstained} of {controller.num_choices} times, "
+        f"probed {controller.num_probes} times; recent acceptance {calibration.recent:.2f}"
     )
 
 

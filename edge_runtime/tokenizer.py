@@ -26,7 +26,7 @@ class Tokenizer:
         inner.no_padding()
         inner.no_truncation()
         self._inner = inner
-        self._folder = folder
+        self.folder = folder
         self._config = _read_optional_json(folder / "tokenizer_config.json")
         self.special_token_ids = frozenset(i for i, t in inner.get_added_tokens_decoder().items() if t.special)
         self.eos_token_ids = self._find_eos()
@@ -76,21 +76,21 @@ class Tokenizer:
         try:
             return environment.from_string(template).render(messages=messages, add_generation_prompt=True, **special)
         except (TemplateError, TypeError, KeyError) as error:
-            raise ModelError(f"the chat template of {self._folder} refuses these messages: {error}") from None
+            raise ModelError(f"the chat template of {self.folder} refuses these messages: {error}") from None
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> Tokens:
         """Token ids of `chat_prompt(messages)`, whose template brings its special tokens itself."""
         return self.encode(self.chat_prompt(messages), add_special_tokens=False)
 
     def _chat_template(self) -> str:
-        path = self._folder / "chat_template.jinja"
+        path = self.folder / "chat_template.jinja"
         if path.is_file():
             return path.read_text(encoding="utf-8")
         template = self._config.get("chat_template")
         if isinstance(template, list):  # several, by name
             template = {entry.get("name"): entry.get("template") for entry in template}.get("default")
         if not isinstance(template, str):
-            raise ModelError(f"{self._folder} has no chat template: give a plain prompt, or add chat_template.jinja")
+            raise ModelError(f"{self.folder} has no chat template: give a plain prompt, or add chat_template.jinja")
         return template
 
     def _special(self, name: str) -> str | None:
@@ -101,13 +101,13 @@ class Tokenizer:
     def _find_eos(self) -> tuple[int, ...]:
         """As transformers' `generate` does: generation_config.json before config.json before the tokenizer's own."""
         for name in ("generation_config.json", "config.json"):
-            ids = _read_optional_json(self._folder / name).get("eos_token_id")
+            ids = _read_optional_json(self.folder / name).get("eos_token_id")
             if ids is not None:
                 return tuple(ids) if isinstance(ids, list) else (int(ids),)
         token = self._special("eos_token")
         token_id = self._inner.token_to_id(token) if token else None
         if token_id is None:
-            raise ModelError(f"{self._folder} does not tell the end-of-sequence token; add generation_config.json")
+            raise ModelError(f"{self.folder} does not tell the end-of-sequence token; add generation_config.json")
         return (token_id,)
 
 

@@ -1,7 +1,7 @@
 """The way to the server: `VerifyTransport`, and its form over Triton's gRPC stream (one stream per device).
 
 `tritonclient` runs the stream in threads of its own and calls back; here its results are decoded and put into a
-queue, so that the drafting thread only ever looks into that queue.
+queue that one thread reads; another one may send meanwhile.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ _NUMPY_DTYPES = {"INT32": np.int32, "INT64": np.int64, "UINT8": np.uint8, "FP32"
 
 
 class VerifyTransport(Protocol):
-    """Moves messages of one session to the server and its commits back."""
+    """Moves messages of one session to the server and its commits back.
+
+    One thread calls `open`, `receive` and `close`; another one may call `send` between them.
+    """
 
     def open(self, message: Open) -> None:
         """Connect, if need be anew, and start or resume the session. Raises TransportError."""
@@ -38,12 +41,15 @@ class VerifyTransport(Protocol):
         """Send without waiting for an answer. Raises TransportError if the connection is known to be lost."""
 
     def receive(self, timeout_s: float) -> Commit | None:
-        """The next commit; None if there is none within `timeout_s`.
+        """The next commit; None if there is none within `timeout_s`, or `wake` was called.
 
         Raises:
             TransportError: the connection broke; `open` may be called again.
             RequestRefused: the server answered a request with an error.
         """
+
+    def wake(self) -> None:
+        """From any thread: let a `receive` that waits, or else the next one that finds no commit, return None."""
 
     def close(self) -> None:
         """Leave; the server unschedules what is still running."""
@@ -77,7 +83,7 @@ class GrpcStream:
         self._vocab_hash = vocab_hash
         self._keepalive_s = keepalive_s
         self._client: triton.InferenceServerClient | None = None
-        self._inbox: queue.SimpleQueue[Commit | WispError] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Commit | WispError | None] = queue.SimpleQueue()  # None: wake up
 
     def open(self, message: Open) -> None:
         """See `VerifyTransport.open`."""
@@ -147,6 +153,10 @@ class GrpcStream:
         if isinstance(item, WispError):
             raise item
         return item
+
+    def wake(self) -> None:
+        """See `VerifyTransport.wake`."""
+        self._inbox.put(None)
 
     def close(self) -> None:
         """See `VerifyTransport.close`.

@@ -13,10 +13,11 @@ import pytest
 from edge_runtime.client import EdgeClient, Patience
 from tests.factories import SESSION, ids, make_commit, make_draft, make_open, same
 from tests.fakes import FakeClock, draft_token
-from wisp_plugin.controller import FixedAhead
+from wisp_plugin.controller import SpeculationController
 from wisp_plugin.edge_session import EdgeSession
 from wisp_plugin.errors import RequestRefused, TransportError
 from wisp_plugin.messages import Close, Commit, Draft, Open, Sampling, Status, Tokens
+from wisp_plugin.stop_rules import Fixed
 
 LOST = TransportError("connection reset")
 LAST = make_commit(5, 12, status=Status.LENGTH)
@@ -60,6 +61,9 @@ class ScriptedTransport:
             raise event
         return event
 
+    def wake(self) -> None:
+        """Nobody waits: without a thread, whoever could wake is the one that would wait."""
+
     def close(self) -> None:
         self.num_closed += 1
 
@@ -75,13 +79,13 @@ class SlowDrafter:
         self.num_chunks -= 1
         return max(0, self.num_chunks)
 
-    def draft_token(self, tokens: Tokens, sampling: Sampling) -> int:
+    def draft_token_with_stats(self, tokens: Tokens, sampling: Sampling) -> tuple[int, None]:
         self.clock.now_s += 0.25
-        return draft_token(tokens)
+        return draft_token(tokens), None
 
 
 def make_client(*connections: list[Any] | TransportError, max_ahead: int = 0, num_chunks: int = 0) -> EdgeClient:
-    """A client for three tokens behind the prompt 1, 2, 3."""
+    """A client for three tokens behind the prompt 1, 2, 3, without a thread."""
     clock = FakeClock(0.0)
     opened = make_open(max_new_tokens=3)
 
@@ -90,12 +94,13 @@ def make_client(*connections: list[Any] | TransportError, max_ahead: int = 0, nu
 
     return EdgeClient(
         opened,
-        EdgeSession(opened, FixedAhead(max_ahead)),
+        EdgeSession(opened, SpeculationController(Fixed(max_ahead)), message_tokens=1),
         ScriptedTransport(clock, *connections),
         SlowDrafter(clock, num_chunks) if max_ahead else None,
         Patience(commit_s=60.0, reconnect_s=10.0, first_retry_s=0.1, max_retry_s=2.0, close_s=1.0),
         clock,
         sleep,
+        threaded=False,
     )
 
 
@@ -118,7 +123,8 @@ def test_drafts_are_sent_while_commits_arrive() -> None:
     client = make_client([None, None, make_commit(3, 10), make_commit(4, 11), LAST], max_ahead=2, num_chunks=2)
     assert run(client) == [10, 11, 12]
     first = draft_token(ids(1, 2, 3))
-    told = dataclasses.replace(make_draft(3, first), next_us=250_000)  # what the token took
+    survival = np.array([round(255 * 0.75)], np.uint8)  # what is believed of a draft model before it is known
+    told = dataclasses.replace(make_draft(3, first), survival=survival, next_us=250_000)  # what the token took
     assert same(client.transport.sent[0], told)
     assert client.session.stats.drafting_s == 0.25 * client.session.stats.num_drafted > 0
 

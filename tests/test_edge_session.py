@@ -7,40 +7,49 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.factories import ids, make_commit, make_draft, make_open, same
-from wisp_plugin.controller import ChainState, FixedAhead
+from wisp_plugin.controller import Chain, SpeculationController
 from wisp_plugin.edge_session import ACK_TOKENS, EdgeSession, Step
-from wisp_plugin.errors import ConfigError, TransportError
+from wisp_plugin.errors import TransportError
 from wisp_plugin.messages import Commit, Draft, Mode, Origin, Status
+from wisp_plugin.pace import Pace
+from wisp_plugin.stop_rules import Fixed
 from wisp_plugin.wire import WireLimits, decode_request, encode_request
 
 A, C, B = Origin.ACCEPTED, Origin.CORRECTION, Origin.BONUS
+NOW_S = 10.0
 
 
 def make_edge(max_ahead: int = 4, message_tokens: int = 1, **values: Any) -> EdgeSession:
     """A device behind the prompt 1, 2, 3; positions up to 22 are to come."""
-    return EdgeSession(make_open(**({"max_new_tokens": 20} | values)), FixedAhead(max_ahead), message_tokens)
+    controller = SpeculationController(Fixed(max_ahead))
+    return EdgeSession(make_open(**({"max_new_tokens": 20} | values)), controller, message_tokens)
+
+
+def draft(session: EdgeSession, token: int, seconds: float = 1.0) -> bool:
+    """Draft `token` now, asked for or not."""
+    return session.on_drafted(session.begin_draft(), token, seconds)
 
 
 def drafted(session: EdgeSession, *tokens: int, seconds: float = 1.0) -> list[Draft]:
     """Draft `tokens` as far as the session lets us, and send what it wants sent."""
     left, sent = list(tokens), []
     while True:
-        step = session.next_step()
+        step = session.next_step(NOW_S)
         if step is Step.DRAFT and left:
-            session.on_drafted(left.pop(0), seconds)
+            assert draft(session, left.pop(0), seconds)
         elif step is Step.SEND:
-            sent.append(session.take_message())
+            sent.append(session.take_message(NOW_S))
         else:
             return sent
 
 
-def content(draft: Draft) -> Draft:
-    """What a message says about tokens, without the time to the next one."""
-    return dataclasses.replace(draft, next_us=-1)
+def content(message: Draft) -> Draft:
+    """What a message says about tokens, without the time to the next one and the survival."""
+    return dataclasses.replace(message, next_us=-1, survival=None)
 
 
 def mixed(start: int, *pairs: tuple[int, Origin], status: Status = Status.RUNNING) -> Commit:
@@ -70,7 +79,7 @@ def test_commits_and_the_chain(name: str) -> None:
     session = make_edge()
     drafted(session, *tokens)
     for commit in commits:
-        assert session.on_commit(commit) is commit.tokens
+        assert session.on_commit(commit, NOW_S) is commit.tokens
     assert session.generated.tolist() == committed
     assert session.committed.tolist() == [1, 2, 3, *committed]
     assert session.chain.tolist() == chain
@@ -82,21 +91,22 @@ def test_commits_and_the_chain(name: str) -> None:
 def test_a_commit_that_overtakes_what_was_not_sent_yet() -> None:
     session = make_edge(message_tokens=4)
     for token in (5, 6, 7):
-        session.on_drafted(token, 1.0)
-    session.on_commit(make_commit(3, 5, 6))
-    session.on_drafted(8, 1.0)
-    session.on_drafted(9, 1.0)
-    session.on_drafted(10, 1.0)
-    assert session.next_step() is Step.SEND
-    assert same(content(session.take_message()), make_draft(5, 7, 8, 9, 10))  # START = SEEN: a new chain for the server
+        assert draft(session, token, 1.0)
+    session.on_commit(make_commit(3, 5, 6), NOW_S)
+    assert draft(session, 8, 1.0)
+    assert draft(session, 9, 1.0)
+    assert draft(session, 10, 1.0)
+    assert session.next_step(NOW_S) is Step.SEND
+    # START = SEEN: a new chain for the server
+    assert same(content(session.take_message(NOW_S)), make_draft(5, 7, 8, 9, 10))
 
 
 def test_at_most_so_many_ahead_and_on_with_every_commit() -> None:
     session = make_edge(max_ahead=2)
     assert [m.tokens.tolist() for m in drafted(session, 5, 6, 7, 8)] == [[5], [6]]
-    assert session.next_step() is Step.WAIT
-    session.on_commit(make_commit(3, 5))
-    assert session.next_step() is Step.DRAFT
+    assert session.next_step(NOW_S) is Step.WAIT
+    session.on_commit(make_commit(3, 5), NOW_S)
+    assert session.next_step(NOW_S) is Step.DRAFT
 
 
 @pytest.mark.parametrize(("message_tokens", "starts"), [(1, [3, 4, 5, 6, 7]), (2, [3, 5, 7]), (3, [3, 6]), (9, [3])])
@@ -111,14 +121,15 @@ def test_no_draft_for_the_last_position() -> None:
     session = make_edge(max_new_tokens=3)
     drafted(session, 5, 6, 7)
     assert session.chain.tolist() == [5, 6]
-    session.on_commit(make_commit(3, 5, 9))
-    assert session.next_step() is Step.WAIT
-    session.on_commit(make_commit(5, 4, status=Status.LENGTH))
-    assert session.next_step() is Step.DONE
+    session.on_commit(make_commit(3, 5, 9), NOW_S)
+    assert [content(message).tokens.tolist() for message in drafted(session, 7)] == [[]]  # the server need not wait
+    assert session.next_step(NOW_S) is Step.WAIT
+    session.on_commit(make_commit(5, 4, status=Status.LENGTH), NOW_S)
+    assert session.next_step(NOW_S) is Step.DONE
 
 
 def test_no_draft_beyond_the_context_of_the_draft_model() -> None:
-    session = EdgeSession(make_open(max_new_tokens=20), FixedAhead(9), max_context_tokens=5)
+    session = EdgeSession(make_open(max_new_tokens=20), SpeculationController(Fixed(9)), max_context_tokens=5)
     assert np.concatenate([m.tokens for m in drafted(session, 5, 6, 7)]).tolist() == [5, 6]
 
 
@@ -126,44 +137,44 @@ def test_no_draft_behind_an_end_token_until_it_is_rejected() -> None:
     session = make_edge(eos_token_ids=(2,))
     drafted(session, 5, 2, 7)
     assert session.chain.tolist() == [5, 2]
-    session.on_commit(make_commit(3, 5))
-    assert session.next_step() is Step.WAIT
-    session.on_commit(make_commit(4, 8))
-    assert session.next_step() is Step.DRAFT
+    session.on_commit(make_commit(3, 5), NOW_S)
+    assert session.next_step(NOW_S) is Step.WAIT
+    session.on_commit(make_commit(4, 8), NOW_S)
+    assert session.next_step(NOW_S) is Step.DRAFT
 
 
 @pytest.mark.parametrize("status", [status for status in Status if status is not Status.RUNNING])
 def test_every_final_status_ends(status: Status) -> None:
     session = make_edge()
     drafted(session, 5)
-    session.on_commit(make_commit(3, status=status))
-    assert (session.next_step(), session.status) == (Step.DONE, status)
+    session.on_commit(make_commit(3, status=status), NOW_S)
+    assert (session.next_step(NOW_S), session.status) == (Step.DONE, status)
 
 
 @pytest.mark.parametrize("commit", [make_commit(4, 5), make_commit(2, 5), make_commit(3, *range(21))])
 def test_a_commit_that_does_not_fit(commit: Commit) -> None:
     session = make_edge()
     with pytest.raises(TransportError, match=f"positions {commit.start} to {commit.end}; 3 was due and 23 is the end"):
-        session.on_commit(commit)
+        session.on_commit(commit, NOW_S)
     assert (len(session.generated), session.status) == (0, Status.RUNNING)
 
 
 def test_the_same_commit_twice_does_not_fit() -> None:
     session = make_edge()
-    session.on_commit(make_commit(3, 5))
+    session.on_commit(make_commit(3, 5), NOW_S)
     with pytest.raises(TransportError):
-        session.on_commit(make_commit(3, 5))
+        session.on_commit(make_commit(3, 5), NOW_S)
 
 
 def test_a_thin_client_acknowledges_now_and_then() -> None:
     session = make_edge(max_ahead=0, max_new_tokens=300)
     for position in range(3, 2 + ACK_TOKENS):
-        session.on_commit(make_commit(position, 1))
-        assert session.next_step() is Step.WAIT
-    session.on_commit(make_commit(2 + ACK_TOKENS, 1))
-    assert session.next_step() is Step.SEND
-    assert same(session.take_message(), make_draft(3 + ACK_TOKENS))
-    assert session.next_step() is Step.WAIT
+        session.on_commit(make_commit(position, 1), NOW_S)
+        assert session.next_step(NOW_S) is Step.WAIT
+    session.on_commit(make_commit(2 + ACK_TOKENS, 1), NOW_S)
+    assert session.next_step(NOW_S) is Step.SEND
+    assert same(session.take_message(NOW_S), make_draft(3 + ACK_TOKENS))
+    assert session.next_step(NOW_S) is Step.WAIT
 
 
 # -- the time to the next message -------------------------------------------------------------------------------
@@ -173,7 +184,6 @@ def test_a_thin_client_acknowledges_now_and_then() -> None:
 def test_a_message_tells_when_the_next_one_comes(message_tokens: int, next_us: int) -> None:
     messages = drafted(make_edge(64, message_tokens, max_new_tokens=60), *[5] * 12, seconds=0.02)
     assert {message.next_us for message in messages} == {next_us}
-    assert {message.survival for message in messages} == {None}
 
 
 def test_the_last_message_before_the_device_stops_announces_none() -> None:
@@ -193,17 +203,17 @@ def test_the_last_message_of_a_session_is_announced_as_short_as_it_will_be() -> 
 def test_one_slow_token_does_not_change_what_is_announced(position: int) -> None:
     session, announced = make_edge(64, max_new_tokens=60), []
     for number in range(12):
-        session.on_drafted(5, 3.0 if number == position else 0.01)
-        announced.append(session.take_message().next_us)
+        assert draft(session, 5, 3.0 if number == position else 0.01)
+        announced.append(session.take_message(NOW_S).next_us)
     assert set(announced) == {10_000}
 
 
 def test_a_slow_first_token_is_forgotten_with_the_second() -> None:
     session = make_edge(64, max_new_tokens=60)
-    session.on_drafted(5, 3.0)
-    assert session.take_message().next_us == 3_000_000
-    session.on_drafted(5, 0.01)
-    assert session.take_message().next_us == 10_000
+    assert draft(session, 5, 3.0)
+    assert session.take_message(NOW_S).next_us == 3_000_000
+    assert draft(session, 5, 0.01)
+    assert session.take_message(NOW_S).next_us == 10_000
 
 
 def test_a_device_that_becomes_slower_says_so_after_some_tokens() -> None:
@@ -221,28 +231,29 @@ def test_what_is_announced_fits_the_wire(seconds: float, next_us: int) -> None:
 
 def test_sync_announces_nothing() -> None:
     session = make_edge(mode=Mode.SYNC)
-    session.on_commit(make_commit(3, 5))
+    session.on_commit(make_commit(3, 5), NOW_S)
     assert [message.next_us for message in drafted(session, 6, 7, 8, 9)] == [-1]
-    session.on_commit(make_commit(4, 5))
-    session.on_drafted(6, 1.0)
-    assert session.take_message().next_us == -1  # not even if the chain could go on
+    session.on_commit(make_commit(4, 5), NOW_S)
+    assert draft(session, 6, 1.0)
+    assert session.take_message(NOW_S).next_us == -1  # not even if the chain could go on
 
 
 def test_an_acknowledgement_announces_nothing_even_if_drafting_pays_again() -> None:
-    class Moody:
+    class Moody(Fixed):
         pays = False
 
-        def draft_on(self, chain: ChainState) -> bool:
+        def draft_on(self, chain: Chain, pace: Pace, now_s: float) -> bool:
             return self.pays
 
-    controller = Moody()
-    session = EdgeSession(make_open(max_new_tokens=300), controller)
-    session.on_commit(make_commit(3, *[1] * ACK_TOKENS))
-    assert session.next_step() is Step.SEND
-    controller.pays = True
-    assert same(session.take_message(), make_draft(3 + ACK_TOKENS))
+    rule = Moody(8)
+    session = EdgeSession(make_open(max_new_tokens=300), SpeculationController(rule))
+    session.on_commit(make_commit(3, *[1] * ACK_TOKENS), NOW_S)
+    assert session.next_step(NOW_S) is Step.SEND
+    rule.pays = True
+    assert same(session.take_message(NOW_S), make_draft(3 + ACK_TOKENS))
 
 
+@settings(deadline=None)
 @given(
     st.integers(0, 8),
     st.integers(1, 4),
@@ -254,13 +265,13 @@ def test_a_next_message_is_announced_if_and_only_if_drafting_goes_on(
     """A draft token with its time, or the tokens of a commit; after each, all that is due is sent."""
     session = make_edge(max_ahead, message_tokens, eos_token_ids=(2,))
     for event in events:
-        if isinstance(event, tuple) and session.next_step() is Step.DRAFT:
-            session.on_drafted(*event)
+        if isinstance(event, tuple) and session.next_step(NOW_S) is Step.DRAFT:
+            assert draft(session, *event)
         elif isinstance(event, list) and len(session.committed) + len(event) <= 23:
-            session.on_commit(make_commit(len(session.committed), *event))
-        while session.next_step() is Step.SEND:
-            message = session.take_message()
-            assert (message.next_us >= 0) == (session.next_step() is Step.DRAFT)
+            session.on_commit(make_commit(len(session.committed), *event), NOW_S)
+        while session.next_step(NOW_S) is Step.SEND:
+            message = session.take_message(NOW_S)
+            assert (message.next_us >= 0) == (session.next_step(NOW_S) is Step.DRAFT)
             assert len(message.tokens) or message.next_us == -1
 
 
@@ -269,26 +280,26 @@ def test_a_next_message_is_announced_if_and_only_if_drafting_goes_on(
 
 def test_sync_rounds() -> None:
     session = make_edge(max_ahead=3, mode=Mode.SYNC)
-    assert session.next_step() is Step.WAIT  # the prefill commits the first token
-    session.on_commit(make_commit(3, 5))
+    assert session.next_step(NOW_S) is Step.WAIT  # the prefill commits the first token
+    session.on_commit(make_commit(3, 5), NOW_S)
     assert [(m.start, m.seen, m.tokens.tolist()) for m in drafted(session, 6, 7, 8, 9)] == [(4, 4, [6, 7, 8])]
-    assert session.next_step() is Step.WAIT
-    session.on_commit(mixed(4, (6, A), (9, C)))
+    assert session.next_step(NOW_S) is Step.WAIT
+    session.on_commit(mixed(4, (6, A), (9, C)), NOW_S)
     assert session.chain.tolist() == []
     assert [(m.start, m.seen) for m in drafted(session, 1, 1, 1)] == [(6, 6)]
-    session.on_commit(make_commit(6))  # a status without tokens opens no round
-    assert session.next_step() is Step.WAIT
-    session.on_commit(mixed(6, (1, A), (1, B)))  # a pass short of tokens: the rest of the chain goes, too
+    session.on_commit(make_commit(6), NOW_S)  # a status without tokens opens no round
+    assert session.next_step(NOW_S) is Step.WAIT
+    session.on_commit(mixed(6, (1, A), (1, B)), NOW_S)  # a pass short of tokens: the rest of the chain goes, too
     assert session.chain.tolist() == []
 
 
 def test_a_sync_round_without_a_draft_is_an_empty_message() -> None:
     session = make_edge(max_ahead=0, mode=Mode.SYNC)
-    session.on_commit(make_commit(3, 5))
-    assert same(session.take_message(), make_draft(4))
+    session.on_commit(make_commit(3, 5), NOW_S)
+    assert same(session.take_message(NOW_S), make_draft(4))
     session = make_edge(max_new_tokens=2, mode=Mode.SYNC)
-    session.on_commit(make_commit(3, 5))
-    assert session.next_step() is Step.SEND  # nothing to draft for the last position
+    session.on_commit(make_commit(3, 5), NOW_S)
+    assert session.next_step(NOW_S) is Step.SEND  # nothing to draft for the last position
 
 
 # -- connections ------------------------------------------------------------------------------------------------
@@ -297,10 +308,10 @@ def test_a_sync_round_without_a_draft_is_an_empty_message() -> None:
 def test_reopening_sends_everything_received_and_the_chain_again() -> None:
     session = make_edge()
     drafted(session, 5, 6, 7)
-    session.on_commit(make_commit(3, 5))
+    session.on_commit(make_commit(3, 5), NOW_S)
     message = session.reopen()
     assert same(message, make_open(tokens=ids(1, 2, 3, 5), max_new_tokens=20))
-    session.on_commit(make_commit(4, 6))  # what the server had committed meanwhile
+    session.on_commit(make_commit(4, 6), NOW_S)  # what the server had committed meanwhile
     (sent,) = drafted(session)
     assert same(content(sent), make_draft(5, 7))
 
@@ -309,14 +320,14 @@ def test_reopening_sends_everything_received_and_the_chain_again() -> None:
 def test_reopening_in_sync(received: tuple[int, ...], step: Step) -> None:
     session = make_edge(mode=Mode.SYNC)
     if received:
-        session.on_commit(make_commit(3, *received))
+        session.on_commit(make_commit(3, *received), NOW_S)
         drafted(session, 6, 7, 8, 9)
-        assert session.next_step() is Step.WAIT
+        assert session.next_step(NOW_S) is Step.WAIT
     session.reopen()
     if received:
-        assert same(session.take_message(), make_draft(4, 6, 7, 8, 9))
+        assert same(content(session.take_message(NOW_S)), make_draft(4, 6, 7, 8, 9))
     else:
-        assert session.next_step() is step
+        assert session.next_step(NOW_S) is step
 
 
 # -- statistics -------------------------------------------------------------------------------------------------
@@ -326,10 +337,10 @@ def test_statistics() -> None:
     session = make_edge(max_ahead=8)
     assert (session.stats.wdt_share, session.stats.tokens_per_pass) == (0.0, 0.0)
     drafted(session, 5, 6, 7, 8, seconds=0.5)
-    session.on_commit(mixed(3, (5, A), (6, A), (9, C)))  # 7 was rejected, 8 stood behind
+    session.on_commit(mixed(3, (5, A), (6, A), (9, C)), NOW_S)  # 7 was rejected, 8 stood behind
     drafted(session, 1, seconds=1.0)
-    session.on_commit(mixed(6, (1, A), (4, B)))
-    session.on_commit(make_commit(8, 3))
+    session.on_commit(mixed(6, (1, A), (4, B)), NOW_S)
+    session.on_commit(make_commit(8, 3), NOW_S)
     stats = session.stats
     assert (stats.num_committed, stats.num_commits, stats.tokens_per_pass) == (6, 3, 2.0)
     assert (stats.num_drafted, stats.num_sent, stats.num_accepted, stats.num_corrections) == (5, 5, 3, 1)
@@ -342,14 +353,9 @@ def test_the_wdt_share_is_never_below_zero() -> None:
     for seconds in np.random.default_rng(1).random((50, 12)):
         session = make_edge(max_ahead=16)
         for second in seconds:
-            session.on_drafted(1, float(second))
-        session.on_commit(make_commit(3, *[1] * 12, origin=A))
+            assert draft(session, 1, float(second))
+        session.on_commit(make_commit(3, *[1] * 12, origin=A), NOW_S)
         shares.append(session.stats.wdt_share)
     assert min(shares) >= 0.0
 
 
-def test_fixed_ahead() -> None:
-    assert [FixedAhead(2).draft_on(ChainState(num)) for num in (0, 1, 2, 3)] == [True, True, False, False]
-    for wrong in (-1, 65):
-        with pytest.raises(ConfigError, match=f"draft length is {wrong}; allowed: 0 .* to 64"):
-            FixedAhead(wrong)

@@ -127,8 +127,8 @@ class NamedDrafter:
     def advance(self, tokens: Tokens) -> int:
         return 0
 
-    def draft_token(self, tokens: Tokens, sampling: Sampling) -> int:
-        return 0
+    def draft_token_with_stats(self, tokens: Tokens, sampling: Sampling) -> tuple[int, None]:
+        return 0, None
 
 
 def make_references(num_cases: int = 5) -> References:

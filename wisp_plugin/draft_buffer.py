@@ -66,6 +66,10 @@ class DraftBuffer:
         base = float(self._survival[num_committed - 1]) if num_committed > self._chain_start else 1.0
         return ahead / max(base, 1e-6)
 
+    def is_new(self, num_committed: int) -> bool:
+        """True if no pass has committed anything of the chain yet, or there is none."""
+        return self._chain_end is None or self._chain_start >= num_committed
+
     def put(self, draft: Draft, num_committed: int) -> bool:
         """Take what is good of a message behind `num_committed` tokens; False if all of it is stale."""
         self.counts.received += len(draft.tokens)
@@ -102,7 +106,9 @@ class DraftBuffer:
             steps = np.arange(1, end - draft.start + 1)
             self._survival[draft.start : end] = before * self.acceptance**steps
         else:
-            told = draft.survival[: end - draft.start].astype(np.float32) / np.float32(255)
+            # The device tells them given what it has seen; here they count from the start of the chain.
+            seen = float(self._survival[draft.seen - 1]) if draft.seen > self._chain_start else 1.0
+            told = draft.survival[: end - draft.start].astype(np.float32) * np.float32(seen / 255)
             self._survival[draft.start : end] = np.minimum.accumulate(np.minimum(told, before))
 
     def on_commit(self, committed: Tokens, num_committed: int, num_verified: int, num_accepted: int) -> None:

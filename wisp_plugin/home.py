@@ -6,6 +6,10 @@ import os
 from pathlib import Path
 
 DEFAULT_MODEL = "smollm2-135m-instruct"  # the embedded pair; drafts carry their precision as a suffix
+DRAFT_NAMES = ("int8", "int4", "mixed48")  # precisions of the drafts that `wisp-server models` builds
+# By expected end-to-end tokens/s (`wisp-bench draft`) the best, or level with it, on a laptop and on devices 4 and 10
+# times as slow: its agreement outweighs its time per token. Where 270 MB are too much, mixed48 is next.
+DEFAULT_DRAFT = "int8"
 
 
 def wisp_home() -> Path:
@@ -22,8 +26,13 @@ def default_target_dir() -> Path:
 
 
 def default_draft_dir(precision: str) -> Path:
-    """Folder of the embedded draft graph of `precision` (`int8` or `int4`)."""
+    """Folder of the embedded draft graph of `precision` (one of `DRAFT_NAMES`)."""
     return wisp_home() / "models" / f"{DEFAULT_MODEL}-{precision}"
+
+
+def draft_folder(name_or_folder: str) -> Path:
+    """What `--draft` means: the name of an embedded draft, or a folder."""
+    return default_draft_dir(name_or_folder) if name_or_folder in DRAFT_NAMES else Path(name_or_folder)
 
 
 def profile_dir() -> Path:

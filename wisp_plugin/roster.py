@@ -17,7 +17,8 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 _COLUMNS = (
     "num_cached", "num_uncached", "num_buffered", "needed_s", "tpot_s", "next_draft_s", "ready_s", "tokens_per_turn",
-    "is_lost", "opened_s",
+    "is_lost", "opened_s", "draft_gap_s", "acceptance", "way_s",
+    "worth_tokens", "worth_gain", "is_new_chain",
 )  # fmt: skip
 _FIRST_ROWS = 64
 
@@ -30,7 +31,9 @@ class Candidates:
     `[S, K]`, is the probability that buffered draft token k and all before it are right, 0 behind the buffer;
     `needed_s` is when the next token has to be committed (see `Timeline`), `next_draft_s` when the next draft tokens
     are expected (inf: none are on the way), `ready_s` since when the session could have run, `is_lost` 1 if its SLO
-    cannot be met any more.
+    cannot be met any more. `draft_gap_s`: between its draft messages, `acceptance`: of its draft tokens, `way_s`: half
+    a round trip, as far as they are known; `worth_tokens` and `worth_gain`: what is waited for behind a rejection (see
+    `ServerSession`), `is_new_chain` 1 if the last commit left no draft chain.
     """
 
     rows: Ints
@@ -44,6 +47,12 @@ class Candidates:
     tokens_per_turn: Floats
     is_lost: Floats
     opened_s: Floats
+    draft_gap_s: Floats
+    acceptance: Floats
+    way_s: Floats
+    worth_tokens: Floats
+    worth_gain: Floats
+    is_new_chain: Floats
     survival: Floats
 
     def __len__(self) -> int:
@@ -106,6 +115,12 @@ class Roster:
             session.tokens_per_turn,
             session.timeline.is_lost(session.num_left),
             session.opened_s,
+            session.draft_gap_s or 0.0,
+            session.drafts.acceptance,
+            session.timeline.way_s,
+            session.worth_tokens,
+            session.worth_gain,
+            session.drafts.is_new(session.num_committed),
         )
         if num_buffered:
             self._survival[row, :num_buffered] = session.drafts.survival(session.num_committed)

@@ -33,7 +33,9 @@ class ServerSession:
     """Committed tokens, draft buffer and state of one session.
 
     `ready_since_s` is when the session could first have taken part in the next pass: the order of service.
-    `next_draft_s` is when its next draft tokens are expected (inf: none are on the way).
+    `next_draft_s` is when its next draft tokens are expected (inf: none are on the way), `draft_gap_s` the time between
+    draft messages, as the client told it last (None: it does not draft). `worth_tokens` is how many draft tokens behind
+    a rejection the device thinks worth waiting for, `worth_gain` how many of them are likely to be accepted, smoothed.
     """
 
     def __init__(self, opened: Open, now_s: float) -> None:
@@ -55,7 +57,9 @@ class ServerSession:
         self._origin = np.zeros(opened.end, np.uint8)
         self.drafts = DraftBuffer(self._tokens)
         self._append(opened.tokens, Origin.DECODED)
-        self._draft_gap_s: float | None = None  # of the client's draft messages, as it told
+        self.draft_gap_s: float | None = None
+        self.worth_tokens = self.worth_gain = 0.0
+        self._has_stopped = False  # in this chain
         self._round_armed = False  # sync: a draft, possibly empty, has arrived for this round
 
     # -- reading ------------------------------------------------------------------------------------------------
@@ -118,16 +122,28 @@ class ServerSession:
             self._round_armed = True
             if self.opened.mode is Mode.SYNC:
                 self.ready_since_s = now_s
-        self._expect_draft(draft.next_us, now_s)
         if self.drafts.put(draft, self.num_committed):
             self.newest_input_s = now_s
+            self._expect_draft(draft, now_s)  # a stale message tells nothing about the chain that is to come
 
-    def _expect_draft(self, next_us: int, now_s: float) -> None:
-        if next_us < 0:
-            self.next_draft_s = math.inf
-        else:
-            self._draft_gap_s = next_us / 1e6
-            self.next_draft_s = now_s + self._draft_gap_s
+    def _expect_draft(self, draft: Draft, now_s: float) -> None:
+        if draft.next_us >= 0:
+            self.draft_gap_s = draft.next_us / 1e6
+            self.next_draft_s = now_s + self.draft_gap_s
+            return
+        self.next_draft_s = math.inf
+        if not len(draft.tokens):  # the device rests: no commit makes it draft
+            self.draft_gap_s = None
+        elif self.drafts.is_new(self.num_committed) and not self._has_stopped:
+            self._has_stopped = True
+            self._note_stop()
+
+    def _note_stop(self) -> None:
+        """The device has told how much of a new chain it thinks worth waiting for: all that is buffered."""
+        gain = float(self.drafts.survival(self.num_committed).sum())
+        keep = _TURN_MEMORY if self.worth_tokens else 0.0
+        self.worth_tokens += (1.0 - keep) * (self.drafts.num_tokens - self.worth_tokens)
+        self.worth_gain += (1.0 - keep) * (gain - self.worth_gain)
 
     # -- passes -------------------------------------------------------------------------------------------------
 
@@ -161,6 +177,7 @@ class ServerSession:
         num_accepted = count_accepted(item.tokens[start:], outcome.chosen)
         tokens, origin = self._until_end(outcome.chosen[: num_accepted + 1], num_accepted, num_drafts)
         self.drafts.on_commit(tokens, start, num_drafts, min(num_accepted, len(tokens)))
+        self._has_stopped = False
         self.num_cached = start + min(num_accepted, len(tokens))
         self._append(tokens, origin)
         self._note_turn(len(tokens), now_s)
@@ -176,9 +193,9 @@ class ServerSession:
         self.timeline.on_commit(num_tokens, self.num_committed, now_s)
         self._round_armed = False
         self.ready_since_s = self.newest_input_s = now_s
-        if self._draft_gap_s is not None and (not self.drafts.num_tokens or math.isinf(self.next_draft_s)):
+        if self.draft_gap_s is not None and (not self.drafts.num_tokens or math.isinf(self.next_draft_s)):
             # The device drafts on, or from here again, once it has the commit.
-            self.next_draft_s = now_s + 2 * self.timeline.way_s + self._draft_gap_s
+            self.next_draft_s = now_s + 2 * self.timeline.way_s + self.draft_gap_s
 
     def _until_end(self, chosen: Tokens, num_accepted: int, num_drafts: int) -> tuple[Tokens, Origins]:
         """Cut `chosen` behind the first EOS or at the length limit, name origins, and set the status."""

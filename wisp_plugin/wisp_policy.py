@@ -11,9 +11,10 @@ A decision in three steps, all on columns:
 3. `wisp_prefill`: chunks of prefill, those that are due first, as many tokens as keep every waiting prefill on the
    way to a first token after a fraction of the time that its SLO allows.
 
-Holding: under load, if nobody needs a token yet and everybody's drafts are on their way, nobody runs until somebody
-needs one; the pass then takes all that are worth it. So turns are rich, and passes fewer. Nobody waits for a place for
-more than `max_hold_s`.
+Holding: few sessions wait for drafts where that gives each of them more tokens per second (`wisp_hold`). More of them
+wait under load, if nobody needs a token yet and everybody's drafts are on their way: nobody runs until somebody needs
+one; the pass then takes all that are worth it. So turns are rich, and passes fewer. Nobody waits for a place for more
+than `max_hold_s`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from wisp_plugin.config import EngineConfig
 from wisp_plugin.estimator import EMPTY_PASS, Estimator, item_features
 from wisp_plugin.policies import NEED, NOBODY, VALUE, Choice
 from wisp_plugin.roster import Candidates, Floats, Ints
+from wisp_plugin.wisp_hold import MAX_SESSIONS, waits_for_drafts
 from wisp_plugin.wisp_parameters import WispParameters
 from wisp_plugin.wisp_prefill import WispPrefill
 
@@ -137,16 +139,28 @@ class Wisp:
         return work
 
     def _held_until_s(self, c: Candidates, offers: Offers, now_s: float) -> float | None:
-        """When to decide again, if nobody needs a token, everybody's drafts are on their way, and the load makes
-        waiting worth while. None: somebody takes part now."""
+        """When to decide again, if everybody's drafts are on their way and waiting for them is worth while: for the
+        speed of few sessions, or, under load, because nobody needs a token yet. None: somebody takes part now."""
         p = self._parameters
-        if not len(offers.rows) or offers.needs.any():
+        if not len(offers.rows):
             return None
         expires_s = c.next_draft_s[offers.rows] + p.draft_grace_s
         expires_s = np.where(np.isfinite(expires_s), expires_s, 0.0)
-        if (expires_s <= now_s).any() or self._load(c, offers) < p.hold_load:
+        if (expires_s <= now_s).any() or not p.holds:
+            return None
+        if len(offers.rows) == len(c) <= MAX_SESSIONS:
+            waits = self._waits_for_drafts(c, offers, now_s)
+            return float(min(expires_s.min(), (c.ready_s + p.max_hold_s).min())) if waits else None
+        if offers.needs.any() or self._load(c, offers) < p.hold_load:
             return None
         return float(min(offers.need_s.min(), expires_s.min()))
+
+    def _waits_for_drafts(self, c: Candidates, offers: Offers, now_s: float) -> bool:
+        """True if everybody commits more tokens per second when the next pass waits (see `wisp_hold`)."""
+        if (c.ready_s + self._parameters.max_hold_s <= now_s).any():
+            return False
+        pass_s = float(self._estimator.seconds(self._empty_work + offers.work[:, :, 0].sum(axis=1)))
+        return bool(waits_for_drafts(c, now_s, pass_s).all())
 
     def _load(self, c: Candidates, offers: Offers) -> float:
         """How much of the server's time these sessions need to keep their SLOs (as `admission.predicted_load`)."""

@@ -20,7 +20,6 @@ import tritonclient.grpc as triton
 from bench.live import Drafting, SessionResult, make_open
 from edge_runtime.client import EdgeClient
 from edge_runtime.transport import GrpcStream
-from wisp_plugin.controller import FixedAhead
 from wisp_plugin.coupling import choose_token, chosen_logprob, final_scores
 from wisp_plugin.edge_session import EdgeSession
 from wisp_plugin.home import default_draft_dir, default_target_dir
@@ -109,7 +108,7 @@ class Session:
     ) -> Session:
         """A session that is not open yet; with `state` it resumes what an earlier connection left."""
         drafting = drafting or Drafting()
-        state = state or EdgeSession(opened, FixedAhead(drafting.max_ahead if drafting.drafter else 0))
+        state = state or drafting.session(opened)
         transport = GrpcStream(server)
         client = EdgeClient(opened, state, transport, drafting.drafter, on_commit=on_commit)
         return cls(opened, state, transport, client)

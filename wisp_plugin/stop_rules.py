@@ -1,0 +1,198 @@
+"""Stop rules: how far to draft (DESIGN.md section 8). See `controller.StopRule` for the protocol.
+
+`fixed`   a fixed number of draft tokens (Leviathan et al. 2023; SLED)
+`svip`    while the entropy of the last draft token is low (SVIP, arXiv 2411.18462)
+`adaedl`  while a bound on its acceptance, from its entropy, is above a threshold that follows the acceptance rate
+          (AdaEDL, arXiv 2410.18351)
+`paper`   up to the first predicted rejection (WISP, arXiv 2601.11652)
+`ratio`   `sync`: while it raises committed tokens per second, with the measured round
+`price`   `free`: while the expected gain exceeds the server's price and the device's own cost of energy
+"""
+
+from __future__ import annotations
+
+import math
+
+from wisp_plugin.controller import MAX_AHEAD, Chain
+from wisp_plugin.errors import ConfigError
+from wisp_plugin.pace import Pace
+
+DEFAULT_ENERGY_PRICE = 0.05  # committed tokens that a draft token has to win
+_LOOK_AHEAD = 24  # draft tokens whose gain is weighed together
+
+
+class Fixed:
+    """At most a fixed number of draft tokens in front of the last known committed token."""
+
+    def __init__(self, num_tokens: int) -> None:
+        if not 0 <= num_tokens <= MAX_AHEAD:
+            raise ConfigError(f"draft length is {num_tokens}; allowed: 0 (draft nothing) to {MAX_AHEAD}")
+        self._num_tokens = num_tokens
+
+    def draft_on(self, chain: Chain, pace: Pace, now_s: float) -> bool:
+        """See `StopRule.draft_on`."""
+        return len(chain) < self._num_tokens
+
+    def waits(self, chain: Chain, pace: Pace) -> bool:
+        """See `StopRule.waits`."""
+        return True
+
+    def on_commit(self, num_right: int, num_drafted: int) -> None:
+        """See `StopRule.on_commit`."""
+
+
+class Svip:
+    """SVIP: stop behind a draft token whose entropy's root exceeds `threshold`."""
+
+    def __init__(self, threshold: float = 1.0, max_tokens: int = 32) -> None:
+        self._threshold, self._max_tokens = threshold, max_tokens
+
+    def draft_on(self, chain: Chain, pace: Pace, now_s: float) -> bool:
+        """See `StopRule.draft_on`."""
+        if len(chain) >= self._max_tokens:
+            return False
+        return chain.stats is None or math.sqrt(chain.stats.entropy) <= self._threshold
+
+    def waits(self, chain: Chain, pace: Pace) -> bool:
+        """See `StopRule.waits`."""
+        return raises_rate(chain, pace)
+
+    def on_commit(self, num_right: int, num_drafted: int) -> None:
+        """See `StopRule.on_commit`."""
+
+
+class AdaEdl:
+    """AdaEDL: stop when 1 - sqrt(gamma x entropy) < lambda, which follows the acceptance rate (equations 5 to 7)."""
+
+    def __init__(self, gamma: float = 0.2, target_acceptance: float = 0.9, max_tokens: int = 32) -> None:
+        self._gamma, self._target, self._max_tokens = gamma, target_acceptance, max_tokens
+        self._lambda, self._rate = 0.4, target_acceptance
+
+    def draft_on(self, chain: Chain, pace: Pace, now_s: float) -> bool:
+        """See `StopRule.draft_on`."""
+        if len(chain) >= self._max_tokens:
+            return False
+        return chain.stats is None or 1.0 - math.sqrt(self._gamma * chain.stats.entropy) >= self._lambda
+
+    def waits(self, chain: Chain, pace: Pace) -> bool:
+        """See `StopRule.waits`."""
+        return raises_rate(chain, pace)
+
+    def on_commit(self, num_right: int, num_drafted: int) -> None:
+        """See `StopRule.on_commit`."""
+        if num_drafted:
+            self._rate = 0.5 * self._rate + 0.5 * num_right / num_drafted
+            step = 0.01 if self._rate < self._target else -0.01
+            self._lambda = min(max(0.9 * self._lambda + 0.1 * (self._lambda + step), 0.0), 1.0)
+
+
+class Paper:
+    """WISP as published: stop at the predicted first rejection.
+
+    A draft token is predicted to be rejected below `threshold`; with false alarms that cost c wasted draft tokens, the
+    least expected cost is at 1 / (1 + c).
+    """
+
+    def __init__(self, threshold: float = 0.5, max_tokens: int = 32) -> None:
+        self._threshold, self._max_tokens = threshold, max_tokens
+
+    def draft_on(self, chain: Chain, pace: Pace, now_s: float) -> bool:
+        """See `StopRule.draft_on`."""
+        if len(chain) >= self._max_tokens:
+            return False
+        return not chain.survival or chain.accepts >= self._threshold
+
+    def waits(self, chain: Chain, pace: Pace) -> bool:
+        """See `StopRule.waits`."""
+        return raises_rate(chain, pace)
+
+    def on_commit(self, num_right: int, num_drafted: int) -> None:
+        """See `StopRule.on_commit`."""
+
+
+class Ratio:
+    """Draft on while one more draft token brings more per second than the round has without it.
+
+    Rounds follow each other, so what a second is worth is the rate over the last rounds (renewal reward), not that of
+    this round alone: in an easy passage it pays to go on for longer. The rate of a round that ends here is the floor
+    until that is known.
+    """
+
+    def draft_on(self, chain: Chain, pace: Pace, now_s: float) -> bool:
+        """See `StopRule.draft_on`."""
+        gain = chain.expected(1)
+        expected = 1.0 + sum(chain.survival)
+        round_rate = expected / (len(chain) * pace.draft_s + pace.overhead_s)
+        rate = pace.tokens_per_s if pace.tokens_per_round else round_rate
+        return gain > rate * pace.draft_s
+
+    def waits(self, chain: Chain, pace: Pace) -> bool:
+        """See `StopRule.waits`."""
+        return raises_rate(chain, pace)
+
+    def on_commit(self, num_right: int, num_drafted: int) -> None:
+        """See `StopRule.on_commit`."""
+
+
+class Price:
+    """Draft on while the next draft tokens are expected to win more than they cost.
+
+    A draft token wins a commit if the chain is right up to it and it reaches the server before a pass gets to its
+    position; it costs the server's price (commits of others that it displaces) and `energy_price`, what the device asks
+    for drafting a token, in committed tokens. Looked at together are as many next tokens as do best: behind a
+    rejection the first ones may be late, and yet must be drafted for the sake of those that are not.
+    """
+
+    def __init__(self, energy_price: float = DEFAULT_ENERGY_PRICE) -> None:
+        if not 0.0 <= energy_price <= 1.0:
+            raise ConfigError(f"energy price is {energy_price}; allowed: 0 (drafting is free) to 1 (never worth it)")
+        self._energy_price = energy_price
+
+    def draft_on(self, chain: Chain, pace: Pace, now_s: float) -> bool:
+        """See `StopRule.draft_on`."""
+        cost = pace.price + self._energy_price
+        if chain.expected(1) <= cost:  # survival only falls from here
+            return False
+        gain, survival = 0.0, chain.expected(1)
+        for number, is_late in enumerate(late_tokens(len(chain), pace, now_s), 1):
+            gain += 0.0 if is_late else survival
+            if gain > cost * number:
+                return True
+            survival *= chain.acceptance
+        return False
+
+    def waits(self, chain: Chain, pace: Pace) -> bool:
+        """See `StopRule.waits`."""
+        return raises_rate(chain, pace)
+
+    def on_commit(self, num_right: int, num_drafted: int) -> None:
+        """See `StopRule.on_commit`."""
+
+
+def raises_rate(chain: Chain, pace: Pace) -> bool:
+    """True if the next draft token brings more per second of drafting than the session commits per second anyway."""
+    return chain.expected(1) > max(pace.committed_per_s, 1.0 / pace.verify_s) * pace.draft_s
+
+
+def late_tokens(num_ahead: int, pace: Pace, now_s: float) -> list[bool]:
+    """For each of the next draft tokens behind a chain of `num_ahead`, while it is right: does a pass get there first?
+
+    Passes follow each other; each commits the draft tokens that have arrived and one of the target's own.
+    """
+    way_s = pace.rtt_s / 2
+    first_s = now_s + way_s + pace.draft_s
+    arrivals_s = [*pace.arrivals_s, *(first_s + k * pace.draft_s for k in range(_LOOK_AHEAD))]
+    is_late = [False] * len(arrivals_s)
+    pass_s = pace.heard_s - way_s + pace.wait_s
+    period_s = max(pace.verify_s + pace.wait_alive_s, 1e-3)
+    committed = arrived = 0
+    while committed < len(arrivals_s):
+        while arrived < len(arrivals_s) and arrivals_s[arrived] <= pass_s:
+            arrived += 1
+        committed = max(committed, arrived)
+        if committed < len(arrivals_s):
+            is_late[committed] = True
+        committed += 1
+        pass_s += period_s
+    return is_late[num_ahead:]
+

@@ -1,0 +1,83 @@
+"""Is a pass worth waiting for drafts that are on their way? For few sessions, whose speed is what counts.
+
+Right behind a rejection a session's buffer is empty: a pass now decodes one token; a pass a little later verifies the
+first drafts of the new chain. What pays depends on the acceptance rate a, the time g between draft tokens, the time
+t until the next one arrives and the time V of a pass. Semi-Markov decision with average reward (Howard 1960), per
+session: with b tokens buffered, waiting for j more gives
+
+    Q(j) = 1 + S(b + j) - rate (wait_j + V) + alive_j (tokens - rate x time of the passes until the next rejection)
+
+where S is the expected number of accepted draft tokens, `alive_j` the probability that the chain outlives the pass
+(all accepted, and the pass's own token too), and `rate` the tokens per second of the best such policy. During a pass
+the device drafts on for nothing, so a chain that lives finds V / g tokens buffered at the next pass.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from wisp_plugin.roster import Candidates, Floats
+
+Bools = npt.NDArray[np.bool_]
+MAX_SESSIONS = 16  # with more, somebody always had rather go now
+_MAX_WAITED = 24  # draft tokens that are waited for
+_ACCEPTANCE = (0.02, 0.98)
+
+
+def waits_for_drafts(c: Candidates, now_s: float, pass_s: float) -> Bools:
+    """Bool `[S]`: sessions that commit more tokens per second if the next pass, of `pass_s`, waits for their drafts.
+
+    Those whose next drafts are not expected are not among them.
+    """
+    a = np.clip(c.acceptance, *_ACCEPTANCE)[:, None]
+    gap_s = np.maximum(c.draft_gap_s, 1e-4)[:, None]
+    next_s = np.maximum(c.next_draft_s - now_s, 0.0)[:, None]
+    is_expected = np.isfinite(c.next_draft_s)
+    next_s[~is_expected] = 0.0
+    waited = np.arange(_MAX_WAITED + 1.0)
+    # The policies behind a rejection, where the first draft token is a round trip and a draft step away.
+    trip_s = 2.0 * c.way_s[:, None] + gap_s
+    tokens, time_s = _cycle(a, gap_s, trip_s, pass_s, waited)
+    rates = tokens / time_s
+    rate = rates.max(axis=1, keepdims=True)
+    buffered, alive = c.survival.sum(axis=1)[:, None], np.ones((len(c), 1))
+    has_drafts = np.flatnonzero(c.num_buffered > 0)
+    alive[has_drafts, 0] = c.survival[has_drafts, c.num_buffered[has_drafts].astype(int) - 1]
+    tokens, time_s = _cycle(a, gap_s, next_s, pass_s, waited, buffered, alive)
+    waits = (tokens - rate * time_s).argmax(axis=1) > 0
+    # The device knows its own tokens better than their mean: it tells how far a new chain is worth waiting for.
+    worth_s = trip_s[:, 0] + (c.worth_tokens - 1.0) * gap_s[:, 0] + pass_s
+    tells = (c.worth_tokens > 0) & (c.is_new_chain > 0) & ((1.0 + c.worth_gain) / worth_s > rates[:, 0])
+    result: Bools = (waits | tells) & is_expected
+    return result
+
+
+def _cycle(
+    a: Floats, gap_s: Floats, next_s: Floats, pass_s: float, waited: Floats,
+    buffered: Floats | float = 0.0, alive: Floats | float = 1.0,
+) -> tuple[Floats, Floats]:  # fmt: skip
+    """Expected tokens and seconds `[S, J]` until the next rejection, if the pass waits for `waited[j]` draft tokens.
+
+    `next_s`: until the first of them arrives; `buffered`: expected accepted tokens of those that wait already, which
+    are all right with probability `alive`.
+    """
+    wait_s = np.where(waited > 0, next_s + (waited - 1) * gap_s, 0.0)
+    # What arrives during the pass, less the token that the pass itself chooses.
+    during_s = np.where(waited > 0, pass_s, pass_s - next_s + gap_s)
+    num_ready = np.maximum(np.floor(during_s / gap_s) - 1.0, 0.0)
+    num_steady = np.maximum(np.floor(pass_s / gap_s) - 1.0, 0.0)
+    ends = 1.0 - a ** (num_steady + 1.0)
+    steady_tokens, steady_s = (1.0 + _accepted(a, num_steady)) / ends, pass_s / ends
+    lives = a ** (num_ready + 1.0)
+    next_tokens = 1.0 + _accepted(a, num_ready) + lives * steady_tokens
+    next_pass_s = pass_s + lives * steady_s
+    outlives = alive * a ** (waited + 1.0)
+    tokens = 1.0 + buffered + alive * _accepted(a, waited) + outlives * next_tokens
+    return tokens, wait_s + pass_s + outlives * next_pass_s
+
+
+def _accepted(a: Floats, num_tokens: Floats) -> Floats:
+    """Expected accepted draft tokens of `num_tokens`: a + a^2 + ..."""
+    result: Floats = a * (1.0 - a**num_tokens) / (1.0 - a)
+    return result
