@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "estimator": ("bench.estimator", "predicted against measured passes, what is learnt online, quantile, known costs"),
     "scheduler": ("bench.scheduler", "policies in virtual time: capacity, goodput, interference, time of a decision"),
     "results": ("bench.results", "the README's table, made from the documents that `make results` has kept"),
+    "controller": ("bench.controller", "stop rules over recorded traces: speed, wasted drafting, acceptance model"),
     "traces": ("bench.traces", "record the default drafts along texts of the target"),
     "pass-cost": ("bench.pass_cost", "time of a target pass over sessions, new tokens and cached tokens"),
 }

@@ -26,7 +26,7 @@ from wisp_plugin.draft_trace import DraftTrace
 from wisp_plugin.estimator import Costs
 from wisp_plugin.stop_rules import DEFAULT_ENERGY_PRICE, Price
 
-ENERGY_PRICES = (0.0, 0.02, DEFAULT_ENERGY_PRICE, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6)
+ENERGY_PRICES = (0.0, DEFAULT_ENERGY_PRICE, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +75,16 @@ class FreeResult:
 
 
 def run_all(
-    trace: DraftTrace, model: AcceptanceModel, draft_s: float, num_processes: int, progress: Progress
+    trace: DraftTrace, model: AcceptanceModel, draft_s: float, num_processes: int, label: str
 ) -> FreeResult:
     """Every setting at every energy price, in `num_processes`."""
-    with ProcessPoolExecutor(num_processes) as pool:
+    num_runs = len(SETTINGS) * len(ENERGY_PRICES)
+    with ProcessPoolExecutor(num_processes) as pool, Progress(num_runs, label) as progress:
         futures = [
             [pool.submit(run_free, trace, model, setting, draft_s, price) for price in ENERGY_PRICES]
             for setting in SETTINGS
         ]
-        runs = []
+        runs: list[list[FreeRun]] = []
         for row in futures:
             runs.append([])
             for future in row:

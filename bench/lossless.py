@@ -1,10 +1,11 @@
 """Lossless: what the system generates is exactly what the target alone generates, and follows its distribution.
 
-Four parts (DESIGN.md section 3):
+Five parts (DESIGN.md section 3):
   references   transformers alone: its greedy `generate`, and sampling with the same seeds
-  live         a real tritonserver, several devices at once, every draft graph, mode and way of choosing tokens:
-               ids equal. At a first difference, two scores closer than 1e-3 (fp32) are a tie and are listed;
-               anything else is a mismatch
+  live         a real tritonserver, several devices at once, every draft graph, mode and way of choosing tokens,
+               drafting as `wisp-edge` does by default: ids equal. At a first difference, two scores closer than
+               1e-3 (fp32) are a tie and are listed; anything else is a mismatch
+  rules        the same with every stop rule in every mode it is for, on a few of the prompts
   schedule     the same passes with and without what the draft model said: equal bit for bit, no ties
   distribution chi-square tests of the tokens of many seeds against the target's exact softmax
 
@@ -18,6 +19,7 @@ import dataclasses
 import gc
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,23 +28,28 @@ from transformers.utils import logging as transformers_logging
 from bench import lossless_distribution as distribution
 from bench import lossless_schedule as schedule
 from bench.live import ServerShare
-from bench.lossless_live import MAX_AHEAD, Cell, References, case_key, load_drafters, on_server, run_cells, show
+from bench.lossless_live import AUTO, Cell, References, case_key, load_drafters, on_server, run_cells, show
 from bench.lossless_reference import TIE_GAP, Case, Reference, torch_threads
+from bench.lossless_rules import RULE_CASES, few, run_rules
 from bench.prompts import mt_bench_questions
 from bench.report import Progress, check_targets, finish, print_table
 from edge_runtime.tokenizer import Tokenizer
 from triton_models.launcher import make_server
 from triton_models.target_model import load_target
 from triton_models.torch_verifier import TorchVerifier
+from wisp_plugin.acceptance_model import shipped_model
 from wisp_plugin.config import VerifierConfig
 from wisp_plugin.errors import ConfigError
 from wisp_plugin.home import DRAFT_NAMES, default_target_dir
 from wisp_plugin.kv_blocks import BlockPool
 from wisp_plugin.messages import Mode, Open, Sampling, Tokens
+from wisp_plugin.speculation import make_controller
 
 GREEDY, SAMPLED = "temperature 0", "temperature 0.8, top-p 0.95"
 _FULL = {"prompts": 24, "tokens": 64, "seeds": 3, "distribution_seeds": 20_000}
 _QUICK = {"prompts": 4, "tokens": 24, "seeds": 1, "distribution_seeds": 4_000}
+_RULE_PROMPTS, _QUICK_RULE_PROMPTS, _RULE_TOKENS = 4, 1, 48  # per rule and mode: greedy, and as many sampled
+_SCHEDULE_AHEAD = 8  # longest chain of the fixed schedule
 _LIMITS = {"prompts": (1, 80), "tokens": (2, 1024), "seeds": (1, 100), "sessions": (1, 64)}
 
 
@@ -85,11 +92,13 @@ def checked(args: argparse.Namespace) -> dict[str, Any]:
         unknown = [value for value in config[name] if value not in allowed]
         if unknown or len(set(config[name])) != len(config[name]):
             raise ConfigError(f"--{name} is {getattr(args, name)!r}; allowed, once each: {', '.join(allowed)}")
-    return config | {"max_ahead": MAX_AHEAD, "dtype": "float32", "tie_gap": TIE_GAP}
+    num_prompts = min(config["prompts"], _QUICK_RULE_PROMPTS if args.quick else _RULE_PROMPTS)
+    config |= {"rule_prompts": num_prompts, "rule_tokens": min(config["tokens"], _RULE_TOKENS)}
+    return config | {"schedule_ahead": _SCHEDULE_AHEAD, "dtype": "float32", "tie_gap": TIE_GAP}
 
 
 def run(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """All four parts: figures, and what is asked of them."""
+    """All parts: figures, and what is asked of them."""
     tokenizer = Tokenizer.load(default_target_dir())
     cases = make_cases(tokenizer, config["prompts"], config["seeds"])
     figures = fixed_schedule(cases, tokenizer, config)
@@ -97,10 +106,13 @@ def run(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     figures |= distributions(config["distribution_seeds"])
     refs = references(cases, config["tokens"], tokenizer.eos_token_ids)
     figures |= live(refs, tokenizer, config)
-    num_sessions = len(config["drafts"]) * len(config["modes"]) * sum(map(len, cases.values()))
+    num_rule_sessions = sum(len(RULE_CASES[Mode(mode)]) for mode in config["modes"]) * 2 * config["rule_prompts"]
+    num_sessions = len(config["drafts"]) * len(config["modes"]) * sum(map(len, cases.values())) + num_rule_sessions
     targets = {
         "sessions": f">= {num_sessions}",
+        "rule_sessions": f">= {num_rule_sessions}",
         "mismatches": "<= 0",
+        "rule_mismatches": "<= 0",
         "cells_without_verified_drafts": "<= 0",
         "fixed_schedule_mismatches": "<= 0",
         "chi_square_least_p": f">= {distribution.threshold():.3g}",
@@ -143,34 +155,42 @@ def references(cases: dict[str, list[Case]], max_new_tokens: int, eos_token_ids:
 
 
 def live(refs: References, tokenizer: Tokenizer, config: dict[str, Any]) -> dict[str, Any]:
-    """Every cell on one tritonserver."""
+    """Every cell on one tritonserver, those of the rules too."""
     cells: list[Cell] = []
     shares: dict[str, ServerShare] = {}
     modes = [Mode(mode) for mode in config["modes"]]
     with make_server(settings={"dtype": "float32", "device": "cpu"}) as server:
-        run_one = on_server(server, config["tokens"], tokenizer.eos_token_ids)
         for draft in config["drafts"]:
+            by_default = partial(make_controller, AUTO, model=shipped_model(draft))
+            run_one = on_server(server, config["tokens"], tokenizer.eos_token_ids, by_default)
             found, shares[draft] = run_cells(server, run_one, draft, modes, refs, config["sessions"])
             cells += found
+        run_with = partial(on_server, server, config["rule_tokens"], tokenizer.eos_token_ids)
+        rule_refs = few(refs, config["rule_prompts"], config["rule_tokens"])
+        cells += run_rules(server, run_with, modes, rule_refs, config["sessions"])
     show(cells, tokenizer)
     return live_figures(cells) | {f"acceptance_{draft}": share.acceptance_rate for draft, share in shares.items()}
 
 
 def live_figures(cells: Sequence[Cell]) -> dict[str, Any]:
     """Figures of all cells together and of each."""
-    verified = [cell for cell in cells if cell.share is not None and cell.share.acceptance_rate is not None]
+    of_rules = [cell for cell in cells if cell.rule != AUTO]
+    idle = [cell for cell in cells if cell.share is None or cell.share.acceptance_rate is None]
     return {
         "sessions": sum(cell.num_sessions for cell in cells),
         "sessions_equal": sum(cell.num_equal for cell in cells),
         "tokens": sum(cell.num_tokens for cell in cells),
         "mismatches": sum(len(cell.mismatches) for cell in cells),
-        "cells_without_verified_drafts": len(cells) - len(verified),
+        "rule_sessions": sum(cell.num_sessions for cell in of_rules),
+        "rule_mismatches": sum(len(cell.mismatches) for cell in of_rules),
+        "cells_without_verified_drafts": len(idle),
         "ties": [cell.describe(difference) for cell in cells for difference in cell.ties],
         "mismatch_details": [cell.describe(difference) for cell in cells for difference in cell.mismatches],
         "cells": [
             {
                 "draft": cell.draft,
                 "mode": cell.mode.value,
+                "rule": cell.rule,
                 "sampling": cell.sampling,
                 "sessions": cell.num_sessions,
                 "equal": cell.num_equal,
@@ -184,7 +204,7 @@ def live_figures(cells: Sequence[Cell]) -> dict[str, Any]:
 
 
 def fixed_schedule(cases: dict[str, list[Case]], tokenizer: Tokenizer, config: dict[str, Any]) -> dict[str, Any]:
-    """The third part, with the last (weakest) of the draft graphs."""
+    """The part `schedule`, with the last (weakest) of the draft graphs."""
     target = load_target(VerifierConfig(device="cpu", dtype="float32"))
     opens = schedule.fixed_opens(list(cases.values()), config["sessions"], config["tokens"], tokenizer.eos_token_ids)
     drafters = load_drafters(config["drafts"][-1], len(opens))
@@ -196,7 +216,7 @@ def fixed_schedule(cases: dict[str, list[Case]], tokenizer: Tokenizer, config: d
     def new_verifier() -> TorchVerifier:
         return TorchVerifier(target, BlockPool(512, 32))
 
-    recorder, final = schedule.record(new_verifier(), opens, draft, MAX_AHEAD, seed=0)
+    recorder, final = schedule.record(new_verifier(), opens, draft, _SCHEDULE_AHEAD, seed=0)
     result = schedule.replay(new_verifier(), recorder, final, target.vocab_size, seed=0)
     columns = ("sessions", "passes", "committed tokens compared", "draft tokens replaced", "mismatches")
     row = (len(opens), result.num_passes, result.num_choices, result.num_replaced, len(result.mismatches))
@@ -207,7 +227,7 @@ def fixed_schedule(cases: dict[str, list[Case]], tokenizer: Tokenizer, config: d
 
 
 def distributions(num_seeds: int) -> dict[str, Any]:
-    """The fourth part."""
+    """The part `distribution`."""
     with torch_threads(1):  # matrices this small are slower on several
         result = distribution.run(num_seeds)
     rows: list[tuple[object, ...]] = []

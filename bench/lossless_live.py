@@ -15,18 +15,19 @@ from edge_runtime.client import TokenDrafter
 from edge_runtime.drafter import Drafter
 from edge_runtime.tokenizer import Tokenizer
 from triton_models.server_process import ServerProcess
+from wisp_plugin.controller import SpeculationController
 from wisp_plugin.coupling import Float64s
 from wisp_plugin.home import default_draft_dir
 from wisp_plugin.messages import Mode, Tokens
 
-MAX_AHEAD = 8  # draft tokens in front of the last known committed token
+AUTO = "auto"  # the stop rule of the cells of all prompts: what a device does unless it is told otherwise
 
 RunSession = Callable[[Case, Mode, TokenDrafter], Tokens]  # the tokens that a session generated
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """All sessions of one draft, mode and way of choosing tokens."""
+    """All sessions of one draft, mode, way of choosing tokens and stop rule."""
 
     draft: str
     mode: Mode
@@ -36,6 +37,7 @@ class Cell:
     num_equal: int  # sessions without any difference
     differences: tuple[Difference, ...]  # the first of each session that has one
     share: ServerShare | None = None  # what the server counted
+    rule: str = AUTO
 
     @property
     def ties(self) -> list[Difference]:
@@ -52,6 +54,7 @@ class Cell:
         return {
             "draft": self.draft,
             "mode": self.mode.value,
+            "rule": self.rule,
             "prompt": difference.prompt,
             "temperature": difference.sampling.temperature,
             "top_p": difference.sampling.top_p,
@@ -86,8 +89,13 @@ def load_drafters(precision: str, num_drafters: int) -> list[Drafter]:
     return [Drafter.load(folder, num_threads=1) for _ in range(num_drafters)]
 
 
-def on_server(server: ServerProcess, max_new_tokens: int, eos_token_ids: tuple[int, ...]) -> RunSession:
-    """Sessions on `server`, each with a connection and an edge client of its own.
+def on_server(
+    server: ServerProcess,
+    max_new_tokens: int,
+    eos_token_ids: tuple[int, ...],
+    controller: Callable[[Mode], SpeculationController],
+) -> RunSession:
+    """Sessions on `server`, each with a connection, an edge client and a controller of its own.
 
     The drafter knows the prompt beforehand. With many devices on the server's own cores, drafts in `free` mode would
     otherwise come too late to be verified, and equality would say little.
@@ -98,7 +106,8 @@ def on_server(server: ServerProcess, max_new_tokens: int, eos_token_ids: tuple[i
             pass
         drafter.draft_token_with_stats(case.prompt, case.sampling)
         opened = make_open(case.prompt, max_new_tokens, mode, case.sampling, eos_token_ids)
-        return run_session(server.grpc_url, opened, Drafting(drafter, mode, MAX_AHEAD)).tokens
+        drafting = Drafting(drafter, mode, make_controller=lambda: controller(mode))
+        return run_session(server.grpc_url, opened, drafting).tokens
 
     return run
 
@@ -154,23 +163,25 @@ def judge(
     found: Sequence[tuple[Case, Tokens]],
     refs: References,
     share: ServerShare | None = None,
+    rule: str = AUTO,
 ) -> Cell:
     """Compare every session with its reference."""
     verdicts = [first_difference(case, refs.expected[case_key(case)], tokens, refs.scores) for case, tokens in found]
     differences = tuple(verdict for verdict in verdicts if verdict is not None)
     num_tokens = sum(len(tokens) for _, tokens in found)
     num_equal = len(found) - len(differences)
-    return Cell(draft, mode, sampling, len(found), num_tokens, num_equal, differences, share)
+    return Cell(draft, mode, sampling, len(found), num_tokens, num_equal, differences, share, rule)
 
 
 def show(cells: Sequence[Cell], tokenizer: Tokenizer) -> None:
     """The table of cells, then every difference."""
-    columns = ("draft", "mode", "choice", "sessions", "tokens", "equal", "ties", "mismatches", "acceptance", "per pass")
+    counted = ("sessions", "tokens", "equal", "ties", "mismatches", "acceptance", "per pass")
+    columns = ("draft", "mode", "rule", "choice", *counted)
     rows = []
     for cell in cells:
         counts = (cell.num_sessions, cell.num_tokens, cell.num_equal, len(cell.ties), len(cell.mismatches))
         share = (None, None) if cell.share is None else (cell.share.acceptance_rate, cell.share.tokens_per_commit)
-        rows.append((cell.draft, cell.mode.value, cell.sampling, *counts, *share))
+        rows.append((cell.draft, cell.mode.value, cell.rule, cell.sampling, *counts, *share))
     print_table("Live sessions against the target alone", columns, rows)
     for cell in cells:
         for difference in cell.differences:
@@ -188,7 +199,8 @@ def explain(cell: Cell, difference: Difference, tokenizer: Tokenizer) -> str:
     expected, found = map(name, (difference.expected, difference.found), difference.scores)
     best = " and ".join(map(name, difference.best, difference.best_scores))
     return (
-        f"{'tie' if difference.is_tie else 'MISMATCH'}: {cell.draft}, {cell.mode.value}, prompt {difference.prompt}, "
-        f"{difference.sampling}, position {difference.position} (generated token {difference.index}): expected "
+        f"{'tie' if difference.is_tie else 'MISMATCH'}: {cell.draft}, {cell.mode.value}, rule {cell.rule}, "
+        f"prompt {difference.prompt}, {difference.sampling}, position {difference.position} "
+        f"(generated token {difference.index}): expected "
         f"{expected}, found {found}; the two best are {best}, {difference.gap:.2e} apart"
     )

@@ -25,6 +25,7 @@ from wisp_plugin.wisp_policy import Offers, Wisp
 TARGETS = {"density_vs_optimum": ">= 0.95"}
 _MAX_SESSIONS, _MAX_BUFFERED = 8, 5
 _NORMS = (2.0, 4.0, 16.0)
+_OF_HOLDING = ("draft_gap_s", "acceptance", "way_s", "worth_tokens", "worth_gain", "is_new_chain", "is_sync")
 _TPOT_S = (0.040, 0.054, 0.090)
 
 
@@ -105,6 +106,7 @@ def random_candidates(random: np.random.Generator) -> Candidates:
         tokens_per_turn=np.ones(num),
         is_lost=(random.random(num) < 0.05).astype(np.float64),
         survival=survival,
+        **dict.fromkeys(_OF_HOLDING, np.zeros(num)),
     )
 
 

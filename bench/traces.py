@@ -18,17 +18,21 @@ from pathlib import Path
 
 import numpy as np
 
+import wisp_plugin
 from bench.prompts import human_eval_tasks, mt_bench_questions
 from edge_runtime.drafter import Drafter
 from edge_runtime.tokenizer import Tokenizer
 from edge_runtime.trace import CHAIN_LENGTH, Text, generate_texts, record
+from edge_runtime.train_controller import train
 from triton_models.launcher import make_server
 from wisp_plugin.draft_trace import DraftTrace
 from wisp_plugin.home import default_draft_dir, wisp_home
 from wisp_plugin.messages import Sampling, Tokens
 
 FOLDER = Path(__file__).with_name("traces")
+WEIGHTS = Path(wisp_plugin.__file__).with_name("weights")
 SEED = 11
+FALSE_ALARM_COST, EPOCHS = 1.0, 40
 _CONCURRENCY = 16
 SAMPLED = Sampling(seed=SEED, temperature=0.8)
 
@@ -71,14 +75,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Record all parts."""
+    """Record all parts, then train."""
     tokenizer = Tokenizer.load(default_draft_dir(args.drafts[0]))
     texts = load_texts(tokenizer, args.tokens)
     for draft in args.drafts:
         drafter = Drafter.load(default_draft_dir(draft), num_threads=1)
         for part in PARTS:
             record_part(part, texts[part.name], draft, drafter)
+        train_weights(draft)
     return 0
+
+
+def train_weights(draft: str) -> None:
+    """The shipped weights of a default draft, from its training traces."""
+    traces = [DraftTrace.load(trace_path(draft, part.name)) for part in PARTS if part.name != "eval"]
+    model, figures = train(traces, FALSE_ALARM_COST, EPOCHS, SEED, functools.partial(_report, draft))
+    WEIGHTS.mkdir(exist_ok=True)
+    model.save(WEIGHTS / f"{draft}.npz", f"wisp-bench traces: {draft}-train, {draft}-train-sampled")
+    _report(draft, f"weights: AUC {figures['auc']:.4f}, calibration error {figures['ece']:.4f} on held-out texts")
 
 
 def load_texts(tokenizer: Tokenizer, num_tokens: int) -> dict[str, list[Text]]:

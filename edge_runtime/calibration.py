@@ -65,7 +65,8 @@ def measure_inputs(
                 gram = gram_matrix(rows.reshape(-1, rows.shape[-1]))
                 grams[name] = grams[name] + gram if name in grams else gram
     except Exception as error:  # ONNX Runtime's exceptions have no public base class
-        raise ModelError(f"cannot measure the inputs of {path}: {str(error).strip().splitlines()[0]}") from None
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(f"cannot measure the inputs of {path}: {reason[0]}") from None
     finally:
         measuring.unlink()
     return grams

@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from wisp_plugin.errors import WispError
+from edge_runtime.cores import drafting_threads
+from wisp_plugin.errors import ConfigError, WispError
 from wisp_plugin.home import DEFAULT_DRAFT, DRAFT_NAMES
 
 COMMANDS = {
@@ -27,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Errors that a user can mend are one line on stderr and exit code 2."""
     args = _parser().parse_args(argv)
     try:
+        if getattr(args, "threads", 0) < 0:
+            raise ConfigError(f"--threads is {args.threads}; allowed: 0 (every core) or more")
         if args.command == "export":
             from edge_runtime import export
 
@@ -89,7 +92,7 @@ def _add_training_commands(commands: argparse._SubParsersAction[argparse.Argumen
     texts.add_argument("--concurrency", type=int, default=8, metavar="N", help="sessions at once [%(default)s]")
     draft = trace.add_argument_group("drafting")
     draft.add_argument("--draft", default="int8", metavar="NAME|DIR", help="draft graph, as of generate [%(default)s]")
-    draft.add_argument("--threads", type=int, default=0, metavar="N", help="threads of the draft model [all cores]")
+    _add_threads(draft)
     draft.add_argument(
         "--chain-length",
         type=int,
@@ -145,8 +148,8 @@ def _add_session_arguments(parser: argparse.ArgumentParser) -> None:
         "--energy-price",
         type=float,
         metavar="P",
-        help="committed tokens that a draft token must be expected to win, for rule price: 0 drafts whenever it may "
-        "help, 0.2 saves battery, 1 never drafts [0.05]",
+        help="committed tokens that a draft token must be expected to win, for price and ratio: 0 drafts whenever it "
+        "may help, 0.2 saves battery, 1 never drafts [0.05]",
     )
     draft.add_argument(
         "--controller",
@@ -156,7 +159,7 @@ def _add_session_arguments(parser: argparse.ArgumentParser) -> None:
     draft.add_argument(
         "--mode", choices=["free", "sync"], default="free", help="free: nobody waits; sync: one commit per draft [free]"
     )
-    draft.add_argument("--threads", type=int, default=0, metavar="N", help="threads of the draft model [all cores]")
+    _add_threads(draft)
     _add_slo_arguments(parser)
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="[%(default)s]")
@@ -169,6 +172,17 @@ def _add_session_arguments(parser: argparse.ArgumentParser) -> None:
     sampling.add_argument("--ignore-eos", action="store_true", help="generate on behind the end-of-text token")
     parser.add_argument(
         "--stats", action="store_true", help="print figures to standard error at the end, and whether the SLO was met"
+    )
+
+
+def _add_threads(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--threads",
+        type=int,
+        default=drafting_threads(),
+        metavar="N",
+        help="threads of the draft model; 0: on every core [one core fewer than there are, here %(default)s: it "
+        "receives what the server commits meanwhile]",
     )
 
 

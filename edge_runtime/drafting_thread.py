@@ -188,8 +188,10 @@ class DraftingThread:
 
     def _run(self) -> None:
         try:
-            while not self._stopped:
-                self._work.due.clear()  # before the look: what becomes due behind it is not missed
+            while True:
+                self._work.due.clear()  # before both looks: what becomes due behind them is not missed
+                if self._stopped:
+                    return
                 if not self._work.step():
                     self._work.due.wait(_IDLE_S)
         except BaseException as error:  # raised again by `check`, in the caller's thread

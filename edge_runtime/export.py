@@ -25,9 +25,8 @@ PRECISIONS: dict[str, str] = {  # and what each is for
     "fp32": "the model itself, to compare with",
     "int8": "8 bits, rounded to nearest: the closest draft",
     "int4": "4 bits, rounded to nearest: the smallest and fastest draft, as most exporters make it",
-    "int4-k": "4 bits by k-quant (scale search, zero points), of ONNX Runtime",
-    "int4-gptq": "4 bits, error-compensated (GPTQ): as fast as int4 and closer",
-    "mixed48": "gate, up and output projections in 4 bits, error-compensated, the rest in 8: nearly as fast as int4",
+    "int4-gptq": "4 bits, error-compensated (GPTQ): as fast as int4, and closer",
+    "mixed48": "8 bits for query, key, value and down projections, else int4-gptq: nearly as fast as int4, much closer",
 }
 _NEEDED_MODULES = ("onnx", "onnxruntime_genai", "torch", "transformers")
 # A draft needs the logits behind the last token only. Level 4 multiplies weights with activations in int8, which is the
@@ -36,13 +35,13 @@ _BUILDER_OPTIONS: dict[str, tuple[str, ...]] = {
     "fp32": ("prune_lm_head=true",),
     "int8": ("prune_lm_head=true", "block_size=32", "accuracy_level=4"),
     "int4": ("prune_lm_head=true", "block_size=32", "accuracy_level=4"),
-    "int4-k": ("prune_lm_head=true", "block_size=32", "accuracy_level=4", "algo_config=k_quant"),
 }
-# Products in 4 bits, by the builder's names. mixed48: the three kinds of projection whose rounding changes the fewest
-# tokens for the time that 8 bits would cost (measured by kind, on prompts that no figure is reported of).
+# Products in 4 bits, by the builder's names. In mixed48 these are the kinds whose rounding costs the least agreement
+# for the time that 8 bits would take: a third of the weights is left for 8 bits, and query, key and value, an eighth
+# of all, are half of the damage (KL by kind, on prompts that no figure is reported of).
 _IN_4_BITS: dict[str, Callable[[str], bool]] = {
     "int4-gptq": lambda name: True,
-    "mixed48": lambda name: any(f"/{kind}/" in name for kind in ("gate_proj", "up_proj", "o_proj")),
+    "mixed48": lambda name: any(f"/{kind}/" in name for kind in ("gate_proj", "up_proj", "o_proj", "lm_head")),
 }
 _COPIED_FILES = (
     "config.json",
@@ -152,7 +151,7 @@ def _run_builder(folder: Path, built: Path, precision: str, progress: Callable[[
     """Run the model builder; `progress` gets its stages, a failure its last line."""
     command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", str(folder), "-o", str(built)]
     of_builder = precision if precision in _BUILDER_OPTIONS else "fp32"
-    command += ["-p", of_builder.partition("-")[0], "-e", "cpu", "-c", str(built.parent / "cache")]
+    command += ["-p", of_builder, "-e", "cpu", "-c", str(built.parent / "cache")]
     command += ["--extra_options", *_BUILDER_OPTIONS[of_builder]]
     tail: list[str] = []
     with subprocess.Popen(

@@ -158,7 +158,8 @@ def _print_stream(device: Device, client: EdgeClient, with_stats: bool) -> str:
     print(flush=True)
     if with_stats:
         _print_stats(client.session.stats, time.monotonic() - started_s)
-        print(controller_report(client.session.controller), file=sys.stderr)
+        if client.drafter is not None:  # a thin client has nothing to choose
+            print(controller_report(client.session.controller), file=sys.stderr)
         print(slo_report(client.times, device.slo), file=sys.stderr)
     return "".join(parts)
 

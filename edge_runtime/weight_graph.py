@@ -2,12 +2,12 @@
 
 MatMulNBits with blocks of 32 and int8 activations throughout, ONNX Runtime's fast path on CPUs; 8-bit weights are
 rounded to nearest by its own quantizer. Gate and up projection of an MLP read the same input and become one product,
-which makes up for some of the time of 8-bit weights. The embedding becomes 8-bit as well, and is the head's own table
-where the model ties them.
+which makes up for some of the time of 8-bit weights. The embedding becomes a table of its own, in 8 bits.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,6 @@ class WeightGraph:
         self._model = model
         self._arrays = {tensor.name: tensor for tensor in model.graph.initializer}
         self._makers = {name: node for node in model.graph.node for name in node.output}
-        self._quantized: dict[str, tuple[int, str, str]] = {}  # by weight: bits, names of integers and of scales
         self.products = {
             node.name: node
             for node in model.graph.node
@@ -99,7 +98,6 @@ class WeightGraph:
         weight = node.input[1]
         num_inputs, num_outputs = self._arrays[weight].dims
         names = (self._add(f"{weight}_Q{bits}", packed), self._add(f"{weight}_scales", scales))
-        self._quantized[weight] = (bits, *names)
         sizes = {"K": num_inputs, "N": num_outputs, "bits": bits}
         node.CopyFrom(_node("MatMulNBits", (node.input[0], *names), node.output, f"{name}_Q{bits}", sizes | _PRODUCT))
 
@@ -128,26 +126,22 @@ class WeightGraph:
         up.CopyFrom(split)
 
     def quantize_embedding(self) -> None:
-        """Look tokens up in 8 bits. A tied embedding reads the head's table, if that has 8 bits."""
+        """Look tokens up in 8 bits, also where the model ties the table to a head of 4 bits: it costs no time."""
         nodes = self._model.graph.node
         node = next((node for node in nodes if node.op_type == "Gather" and node.input[1] == "input_ids"), None)
         if node is None:
             return
-        maker = self._makers.get(node.input[0])
-        tied = maker is not None and maker.op_type == "Transpose" and maker.input[0] in self._quantized
-        source = maker.input[0] if maker is not None and tied else node.input[0]
-        if source not in self._arrays:
-            return  # not a table of floats
-        bits, *names = self._quantized.get(source, (0, "", ""))
-        if bits != 8:
-            weight = self._array(source)
-            packed, scales = _rounded(weight if tied else weight.T)
-            names = [self._add("embedding_Q8", packed), self._add("embedding_scales", scales)]
-        shape = self._add("embedding_shape", np.array([self._arrays[names[0]].dims[0], -1], np.int64))
-        table = f"{node.name}/table"
-        looked_up = _node("GatherBlockQuantized", (table, node.input[1], names[1]), node.output, node.name, _LOOKUP)
-        node.CopyFrom(looked_up)
-        nodes.insert(0, helper.make_node("Reshape", [names[0], shape], [table], f"{table}/reshape"))
+        maker = self._makers.get(node.input[0])  # of a tied table: transposes the head's weight
+        source = node.input[0] if maker is None else maker.input[0]
+        if source not in self._arrays or (maker is not None and maker.op_type != "Transpose"):
+            return
+        table = self._array(source)
+        if table.shape[1 if maker is None else 0] % BLOCK_SIZE:
+            return  # padded rows would have to be cut again
+        packed, scales = _rounded(table.T if maker is None else table)
+        names = [self._add("embedding_Q8", packed.reshape(len(packed), -1)), self._add("embedding_scales", scales)]
+        inputs = (names[0], node.input[1], names[1])
+        node.CopyFrom(_node("GatherBlockQuantized", inputs, node.output, f"{node.name}_Q8", _LOOKUP))
 
     def save(self, path: Path) -> None:
         """Write the graph without the weights that nothing reads any more, its weights beside it."""
@@ -163,6 +157,7 @@ class WeightGraph:
         data = path.with_name(path.name + ".data")
         data.unlink(missing_ok=True)  # onnx appends
         onnx.save(self._model, str(path), save_as_external_data=True, location=data.name, size_threshold=1024)
+        shutil.copymode(path, data)  # onnx makes it readable for its owner only
 
     def _array(self, name: str) -> Any:
         return numpy_helper.to_array(self._arrays[name])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 
@@ -88,6 +90,23 @@ def test_a_rollback_empties_the_chain(found_wrong: bool, is_kept: bool) -> None:
     controller.on_drafted(7, SURE)
     controller.drop()
     assert controller.survival() == []
+
+
+def test_a_rule_hears_of_what_a_commit_settled_and_not_of_what_is_still_open() -> None:
+    """In `free` a commit may agree with the front of a long chain: nothing was rejected."""
+
+    class Listening(Scripted):
+        heard: ClassVar[list[tuple[int, int]]] = []
+
+        def on_commit(self, num_right: int, num_drafted: int) -> None:
+            self.heard.append((num_right, num_drafted))
+
+    controller = SpeculationController(Listening(), model())
+    for _ in range(10):
+        controller.on_drafted(7, SURE)
+    controller.on_commit(3, found_wrong=False, is_kept=True)
+    controller.on_commit(2, found_wrong=True, is_kept=False)
+    assert Listening.heard == [(3, 3), (2, 7)]
 
 
 def test_never_more_than_the_protocol_carries() -> None:

@@ -191,6 +191,30 @@ def test_a_stream_that_is_dropped_ends_its_thread() -> None:
     wait_until(lambda: not drafting_threads(), 1.0)
 
 
+def test_a_stop_between_two_looks_is_not_missed() -> None:
+    """The thread has just seen that it goes on, and is about to forget what has become due."""
+    drafter = SleepingDrafter(0.0)
+    work = EdgeWork(make_client(drafter).session, transport := QueueTransport(), drafter, Sampling())
+
+    class Late(threading.Event):
+        """Somebody else's `stop` comes first whenever the thread clears."""
+
+        def clear(self) -> None:
+            if threading.current_thread().name == "wisp-drafting" and self.is_set():
+                stopping.append(True)
+                thread.stop()
+            super().clear()
+
+    stopping: list[bool] = []
+    work.due = Late()
+    thread = DraftingThread(work, transport.wake)
+    work.due.set()
+    begin_s = time.monotonic()
+    thread.join()
+    assert stopping
+    assert time.monotonic() - begin_s < 0.5
+
+
 def test_a_step_that_hangs_is_reported_in_time() -> None:
     hanging = threading.Event()
     drafter = SleepingDrafter(0.0, choose=lambda tokens: int(hanging.wait(5.0)))

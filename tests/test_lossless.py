@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pytest
 import torch
 
-from bench import lossless, lossless_distribution, lossless_schedule
+from bench import lossless, lossless_distribution, lossless_rules, lossless_schedule
 from bench.live import ServerShare
 from bench.lossless_live import Cell, References, case_key, judge, run_all
 from bench.lossless_reference import Case, Difference, Reference, first_difference, torch_threads
@@ -20,11 +21,13 @@ from tests.fakes import draft_token as fake_draft_token
 from tests.tiny_model import VOCAB_SIZE, hf_folder, target_logits
 from triton_models.target_model import load_target
 from triton_models.torch_verifier import TorchVerifier
+from wisp_plugin.acceptance_model import shipped_model
 from wisp_plugin.config import EngineConfig, VerifierConfig
 from wisp_plugin.coupling import Float64s, choose_token
 from wisp_plugin.errors import ConfigError, TransportError
 from wisp_plugin.kv_blocks import BlockPool
 from wisp_plugin.messages import Mode, Open, PassItem, PassOutcome, Sampling, Tokens
+from wisp_plugin.speculation import RULES, make_controller
 
 SAMPLED = Sampling(seed=3, temperature=0.8, top_p=0.95)
 CASE = Case(7, ids(1, 2, 3), Sampling())
@@ -184,6 +187,43 @@ def test_a_cell_that_verified_no_drafts_is_noticed() -> None:
     with_drafts = judge("int8", Mode.FREE, "greedy", found, refs, ServerShare(9.0, 2.0, 0.8))
     without = judge("int8", Mode.FREE, "greedy", found, refs, ServerShare(9.0, 1.0, None))
     assert lossless.live_figures([with_drafts, without])["cells_without_verified_drafts"] == 1
+
+
+def test_every_stop_rule_is_run_in_every_mode_that_it_is_for() -> None:
+    model = shipped_model(lossless_rules.DRAFT)
+    for mode, cases in lossless_rules.RULE_CASES.items():
+        names = {case.rule.partition(":")[0] for case in cases}
+        for rule in {name.partition(":")[0] for name in RULES} - {"auto"}:
+            if rule in names:
+                continue
+            with pytest.raises(ConfigError, match="is for mode"):
+                make_controller(rule, mode, model)
+        assert len({case.name for case in cases}) == len(cases)
+        for case in cases:
+            case.controller(mode, model)
+
+
+def test_a_few_of_the_references_are_spread_prompts_of_one_seed_and_shorter() -> None:
+    cases = {
+        "greedy": [Case(i, ids(1, i), Sampling()) for i in range(10)],
+        "sampled": [Case(i, ids(1, i), dataclasses.replace(SAMPLED, seed=s)) for s in (1, 2) for i in range(10)],
+    }
+    expected = {case_key(case): ids(*range(6)) for group in cases.values() for case in group}
+    found = lossless_rules.few(References(cases, expected, lambda case, prefix: scores_of([1.0])), 4, 3)
+    for sampling, seed in (("greedy", 0), ("sampled", 1)):
+        assert [(case.number, case.sampling.seed) for case in found.cases[sampling]] == [
+            (number, seed) for number in (0, 2, 5, 7)
+        ]
+    assert len(found.expected) == 8
+    assert all(tokens.tolist() == [0, 1, 2] for tokens in found.expected.values())
+
+
+def test_a_mismatch_of_a_rule_is_counted_with_the_others_and_named() -> None:
+    cell = dataclasses.replace(cell_with_one_wrong_token(), rule="svip")
+    figures = lossless.live_figures([cell])
+    assert (figures["mismatches"], figures["rule_mismatches"], figures["rule_sessions"]) == (1, 1, 5)
+    assert figures["mismatch_details"][0]["rule"] == "svip"
+    assert lossless.live_figures([cell_with_one_wrong_token()])["rule_mismatches"] == 0
 
 
 def arguments(*argv: str) -> argparse.Namespace:

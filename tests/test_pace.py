@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -92,6 +93,33 @@ def test_waits_behind_broken_and_living_chains_are_told_apart() -> None:
     assert meter.pace.wait_s == pytest.approx(0.03)
     meter.on_commit(commit(14, D), breaks=True, now_s=1.5)  # nothing was drafted: no news about holding
     assert meter.pace.wait_broken_s == pytest.approx(0.03)
+
+
+def test_the_pass_that_computes_the_prompt_is_no_measure_of_the_next_ones() -> None:
+    meter = PaceMeter()
+    meter.on_commit(commit(10, D, measured_s=2.0), breaks=True, now_s=3.0)
+    assert meter.pace.verify_s == pytest.approx(2.0)  # nothing better is known
+    meter.on_commit(commit(11, D, measured_s=0.04), breaks=True, now_s=3.05)
+    assert meter.pace.verify_s == pytest.approx(0.04)
+    meter.on_commit(commit(12, D, measured_s=0.08), breaks=True, now_s=3.15)
+    assert meter.pace.verify_s == pytest.approx(0.046)
+
+
+def test_the_time_without_a_connection_is_no_wait_for_a_pass() -> None:
+    meter = PaceMeter()
+    for number in range(9):
+        meter.on_commit(commit(10 + number, A), breaks=False, now_s=1.0 + 0.04 * number)
+    rate = meter.pace.committed_per_s
+    assert rate == pytest.approx(25.0)
+    meter.on_lost()
+    assert meter.pace.wait_s == math.inf  # nothing is late before the server is heard again
+    meter.on_commit(commit(19, D, measured_s=0.24), breaks=False, now_s=31.0)  # the prefix is computed anew
+    assert meter.pace.wait_alive_s == pytest.approx(0.0, abs=1e-9)
+    assert meter.pace.committed_per_s == rate
+    assert meter.pace.verify_s == pytest.approx(0.04)
+    meter.on_commit(commit(20, A), breaks=False, now_s=31.04)
+    assert meter.pace.wait_alive_s == pytest.approx(0.0, abs=1e-9)
+    assert meter.pace.committed_per_s == pytest.approx(25.0)
 
 
 @given(st.lists(st.tuples(st.sampled_from("dscl"), st.floats(0, 0.2)), max_size=60))

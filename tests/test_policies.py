@@ -49,6 +49,13 @@ def candidates(draw: st.DrawFn) -> Candidates:
         tokens_per_turn=column(st.sampled_from([1.0, 2.5])),
         is_lost=column(st.sampled_from([0.0, 0.0, 1.0])),
         opened_s=column(st.floats(-1.0, 0.5)),
+        draft_gap_s=column(st.sampled_from([0.0, 0.005, 3.0])),
+        acceptance=column(st.sampled_from([0.0, 0.7, 1.0])),
+        way_s=column(st.sampled_from([0.0, 0.05, 9.0])),
+        worth_tokens=column(st.sampled_from([0.0, 4.0])),
+        worth_gain=column(st.sampled_from([0.0, 3.0])),
+        is_new_chain=column(st.sampled_from([0.0, 1.0])),
+        is_sync=column(st.sampled_from([0.0, 0.0, 1.0])),
     )
 
 

@@ -202,16 +202,17 @@ class TestParts:
     def test_drafts_are_the_targets_tokens_exactly_where_they_are_right(self, acceptance: float, seed: int) -> None:
         spec = replace(next(SMALL.sessions(SMALL.devices()[0])), prompt_len=10, num_output_tokens=40)
         tokens = SessionTokens(seed, spec, acceptance)
-        right = np.array(tokens.drafted) == tokens.target
-        assert not (np.array(tokens.wrong) == tokens.target).any()
-        for position in range(50):
-            expected = next((p for p in range(position, 50) if not right[p]), 50)
-            assert tokens.first_wrong[position] == expected
+        right = [tokens.draft(p, p)[0] == tokens.target[p] for p in range(50)]
+        for num_committed in range(50):
+            for position in range(num_committed, 50):
+                chain_is_right = all(right[num_committed : position + 1])
+                assert (tokens.draft(num_committed, position)[0] == tokens.target[position]) == chain_is_right
 
     def test_acceptance_is_that_of_the_scenario(self) -> None:
         spec = replace(next(SMALL.sessions(SMALL.devices()[0])), num_output_tokens=20_000)
         tokens = SessionTokens(3, spec, 0.75)
-        assert np.mean(np.array(tokens.drafted) == tokens.target) == pytest.approx(0.75, abs=0.02)
+        drafted = [tokens.draft(p, p)[0] for p in range(len(tokens.target))]
+        assert np.mean(np.array(drafted) == tokens.target) == pytest.approx(0.75, abs=0.02)
 
     def test_a_larger_workload_contains_the_smaller(self) -> None:
         few, many = Workload(num_devices=3), Workload(num_devices=5)

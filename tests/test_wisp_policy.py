@@ -16,6 +16,7 @@ from wisp_plugin.estimator import EMPTY_PASS, Costs, Estimator, item_features
 from wisp_plugin.messages import Slo
 from wisp_plugin.policies import PREFILL, Choice
 from wisp_plugin.roster import Candidates
+from wisp_plugin.wisp_hold import MAX_SESSIONS
 from wisp_plugin.wisp_policy import Wisp, WispParameters
 
 P = WispParameters()
@@ -124,7 +125,7 @@ def test_free_drafts_are_all_taken() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 6), st.floats(0.01, 3.0), st.floats(0.001, 3.0))
+@given(st.integers(MAX_SESSIONS + 1, MAX_SESSIONS + 6), st.floats(0.01, 3.0), st.floats(0.001, 3.0))
 def test_who_is_held_is_looked_at_again_in_time(num_sessions: int, next_s: float, slack_s: float) -> None:
     """Held or not: nobody sleeps through its need, the end of its hold, or the arrival of its drafts."""
     c = make_candidates(num_sessions, needed_s=NOW_S + slack_s, tpot_s=0.02, next_draft_s=NOW_S + next_s, ready_s=0.9)
@@ -134,6 +135,48 @@ def test_who_is_held_is_looked_at_again_in_time(num_sessions: int, next_s: float
         assert choice.wake_s < NOW_S + next_s + 0.1
         late = make_candidates(num_sessions, needed_s=NOW_S, tpot_s=0.02, next_draft_s=NOW_S + next_s, ready_s=0.9)
         assert len(choose(late).members) == num_sessions
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, MAX_SESSIONS), st.floats(0.001, 3.0), st.floats(0.0, 1.0), st.floats(0.0, 0.2))
+def test_few_who_wait_for_the_sake_of_speed_are_looked_at_again_in_time(
+    num_sessions: int, next_s: float, acceptance: float, way_s: float
+) -> None:
+    c = make_candidates(
+        num_sessions, needed_s=NOW_S - 1, next_draft_s=NOW_S + next_s, ready_s=0.9, draft_gap_s=0.005,
+        acceptance=acceptance, way_s=way_s,
+    )  # fmt: skip
+    choice = choose(c)
+    if len(choice.members):
+        assert len(choice.members) == num_sessions
+    else:
+        assert NOW_S < choice.wake_s <= min(NOW_S + next_s + P.draft_grace_s, 0.9 + P.max_hold_s)
+    since_s = NOW_S - P.max_hold_s
+    waited = make_candidates(num_sessions, needed_s=NOW_S - 1, next_draft_s=NOW_S + next_s, ready_s=since_s)
+    assert len(choose(waited).members) == num_sessions
+
+
+def test_one_that_has_no_drafts_to_wait_for_takes_the_others_along() -> None:
+    """A long pass, a near device: alone the session would wait; with another one that gains nothing it does not."""
+    dear = Costs((0.08, 0, 0, 0, 0, 0), (0, 0, 1e-4, 0, 0, 0))
+    drafting = {"draft_gap_s": 0.005, "way_s": 0.0025, "needed_s": NOW_S, "ready_s": NOW_S}
+    assert not len(choose(make_candidates(1, next_draft_s=NOW_S + 0.01, **drafting), dear).members)
+    c = make_candidates(2, next_draft_s=[NOW_S + 0.01, math.inf], **drafting)
+    assert len(choose(c, dear).members) == 2
+
+
+def test_a_sync_draft_is_verified_whole_or_lost() -> None:
+    dear = Costs((0.01, 0, 0, 0, 0, 0), (0.002, 0, 0.005, 0, 0, 0), norm=1.0)
+    c = make_candidates(2, [[0.5, 0.01], [0.5, 0.01]], needed_s=NOW_S, is_sync=[1.0, 0.0])
+    assert parts(choose(c, dear)) == [(0, 1, 2), (1, 1, 1)]
+
+
+def test_an_idle_server_verifies_what_a_loose_slo_does_not_need() -> None:
+    """Twenty tokens ahead of a loose SLO: beside others these drafts are worth little, alone they cost nobody."""
+    costs = Costs((0.04, 0, 0, 0, 0, 0), (0, 0, 0.001, 0, 0, 0))
+    drafts = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4]
+    (part,) = parts(choose(make_candidates(1, drafts, needed_s=NOW_S + 10.0, tpot_s=0.5), costs))
+    assert part == (0, 1, 6)
 
 
 def test_nobody_is_held_for_drafts_that_do_not_come() -> None:

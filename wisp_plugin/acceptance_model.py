@@ -78,9 +78,9 @@ def sigmoid(z: float) -> float:
 class AcceptanceModel:
     """Log-odds of acceptance: tanh layer `[F, H]`, then two outputs `[H, 2]`: this draft token, and the one behind it.
 
-    `mean` and `scale` `[F]` standardize features. `token_rates` int8 `[V, 2]`: by how much the acceptance of a token, and
-    of the one behind it, differed from the mean in training, log-odds x `RATE_SCALE`. `base` is the acceptance rate of
-    the training data, `false_alarm_cost` what stopping in front of an accepted token costs, in wasted draft tokens.
+    `mean` and `scale` `[F]` standardize features. `token_rates` int8 `[V, 2]`: by how much the acceptance of a token,
+    and of the one behind it, differed from the mean in training, log-odds x `RATE_SCALE`. `base` is the acceptance rate
+    of the training data, `false_alarm_cost` what stopping in front of an accepted token costs, in wasted draft tokens.
     """
 
     mean: Array

@@ -66,7 +66,10 @@ class StopRule(Protocol):
         """True if a pass that waits for the next draft token makes this session faster (`free`)."""
 
     def on_commit(self, num_right: int, num_drafted: int) -> None:
-        """A commit came to a chain of `num_drafted` tokens and told that the first `num_right` are right."""
+        """A commit settled `num_drafted` tokens of the chain: the first `num_right` are right, the others are dropped.
+
+        What is still open, the rest of a chain that a commit agrees with, is not among them.
+        """
 
 
 class SpeculationController:
@@ -149,7 +152,7 @@ class SpeculationController:
         """
         num_drafted = len(self._tokens)
         self._decided, self._is_probe = None, self._is_probe and is_kept
-        self.rule.on_commit(num_right, num_drafted)
+        self.rule.on_commit(num_right, num_right if is_kept else num_drafted)
         for index in range(num_right + found_wrong):
             self._learn(index, accepted=index < num_right)
         for _ in range(num_right if is_kept else num_drafted):

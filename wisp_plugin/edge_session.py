@@ -18,22 +18,21 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import math
 
 import numpy as np
 import numpy.typing as npt
 
 from wisp_plugin.controller import SpeculationController
 from wisp_plugin.draft_stats import DraftStats
+from wisp_plugin.edge_stats import EdgeStats
 from wisp_plugin.errors import TransportError
 from wisp_plugin.messages import Commit, Draft, Mode, Open, Origin, Status, Tokens
+from wisp_plugin.outbox import ACK_TOKENS, Outbox
 from wisp_plugin.pace import Pace, PaceMeter
-from wisp_plugin.send_window import SendWindow
 
-ACK_TOKENS = 64  # a client that sends no drafts acknowledges commits this often
-MAX_MESSAGE_TOKENS = 16
+__all__ = ["ACK_TOKENS", "DraftJob", "EdgeSession", "EdgeStats", "Step"]
+
 _MAX_NEXT_US = 2**31 - 1  # NEXT_US is an INT32
-_COST_MEMORY = 0.9  # share of the smoothed cost of a message that a message keeps
 
 
 class Step(enum.Enum):
@@ -43,37 +42,6 @@ class Step(enum.Enum):
     SEND = enum.auto()
     WAIT = enum.auto()
     DONE = enum.auto()
-
-
-@dataclasses.dataclass(slots=True)
-class EdgeStats:
-    """What a session has drafted and received.
-
-    WDT share (DESIGN.md section 2, our own definition): drafting time of tokens that were rejected, behind a
-    rejection, late or stale, over all drafting time. A token counts as useful when a commit names it accepted.
-    """
-
-    num_committed: int = 0
-    num_commits: int = 0
-    num_accepted: int = 0
-    num_corrections: int = 0
-    num_drafted: int = 0
-    num_sent: int = 0
-    num_messages: int = 0
-    num_interrupted: int = 0  # draft tokens whose prefix was rolled back, or overtaken, while they were made
-    num_reopened: int = 0
-    drafting_s: float = 0.0
-    useful_drafting_s: float = 0.0
-
-    @property
-    def wdt_share(self) -> float:
-        """Wasted drafting time / all drafting time (0 without drafts)."""
-        return max(0.0, 1.0 - self.useful_drafting_s / self.drafting_s) if self.drafting_s else 0.0
-
-    @property
-    def tokens_per_pass(self) -> float:
-        """Committed tokens per commit."""
-        return self.num_committed / self.num_commits if self.num_commits else 0.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -94,17 +62,14 @@ class EdgeSession:
         message_tokens: int | None = None,
         max_context_tokens: int | None = None,
     ) -> None:
-        """`message_tokens`: draft tokens that go into one message in `free` mode (None: chosen by measured cost, see
-        `best_message_tokens`); `max_context_tokens`: what the draft model can stand behind (None: no limit); past it
-        the server decodes alone."""
+        """`message_tokens`: draft tokens per message in `free` mode (None: by measured cost, see `outbox`);
+        `max_context_tokens`: what the draft model can stand behind (None: no limit); past it the server decodes alone.
+        """
         self._opened = opened
         self.controller = controller
-        self._fixed_message_tokens = message_tokens
         self._meter = PaceMeter()
-        self._window = SendWindow()
-        self._message_cost_s = 0.0  # of the device's own time, smoothed
+        self._outbox = Outbox(opened, message_tokens)
         self._num_rollbacks = 0
-        self._told_idle = False  # the server knows that no drafts come
         # The pass that verifies a draft adds a token of its own: a draft for the last position never pays.
         self._draft_end = opened.end - 1 if max_context_tokens is None else min(opened.end - 1, max_context_tokens)
         self.status = Status.RUNNING
@@ -115,9 +80,6 @@ class EdgeSession:
         self._num_committed = len(opened.tokens)
         self._chain_end = self._num_committed
         self._draft_s = np.zeros(opened.end)
-        self._sent_s = np.zeros(opened.end)  # when each chain token left
-        self._sent_end = self._num_committed  # chain tokens before this position were sent
-        self._acked = self._num_committed  # SEEN of the newest message
         self._round_open = opened.mode is Mode.SYNC and self._num_committed > opened.prompt_len
 
     # -- reading ------------------------------------------------------------------------------------------------
@@ -155,10 +117,11 @@ class EdgeSession:
             return Step.SEND
         if self._may_draft(now_s):
             return Step.DRAFT
-        return Step.SEND if self._num_unsent or self._owes_word else Step.WAIT
+        is_due = self._num_unsent or self._outbox.owes_word(self._num_committed, self._chain_end)
+        return Step.SEND if is_due else Step.WAIT
 
     def _may_draft(self, now_s: float) -> bool:
-        if self._chain_end >= self._draft_end or not self._window.is_open(now_s):
+        if self._chain_end >= self._draft_end or not self._outbox.may_send(now_s):
             return False
         chain = self.chain
         if len(chain) and int(chain[-1]) in self._opened.eos_token_ids:
@@ -170,29 +133,17 @@ class EdgeSession:
         pace = self._meter.pace
         if self._opened.mode is Mode.FREE:
             way_s = pace.rtt_s / 2
-            start, sent_end = self._num_committed, max(self._sent_end, self._num_committed)
-            sent = (self._sent_s[start:sent_end] + way_s).tolist()
-            pace.arrivals_s = (*sent, *[now_s + way_s] * (self._chain_end - sent_end))
+            pace.arrivals_s = self._outbox.arrivals_s(self._num_committed, self._chain_end, way_s, now_s)
         return pace
 
     @property
     def message_tokens(self) -> int:
         """Draft tokens that go into the next message."""
-        if self._fixed_message_tokens is not None:
-            return self._fixed_message_tokens
-        pace = self._meter.pace
-        return best_message_tokens(self._message_cost_s, pace.draft_s, pace.verify_s + pace.next_pass_s)
+        return self._outbox.message_tokens(self._meter.pace)
 
     @property
     def _num_unsent(self) -> int:
-        return self._chain_end - max(self._sent_end, self._num_committed)
-
-    @property
-    def _owes_word(self) -> bool:
-        """True if an empty message is due: an acknowledgement, or the news that no drafts come."""
-        if self._chain_end > self._num_committed:
-            return False
-        return self._num_committed - self._acked >= ACK_TOKENS or (bool(self.stats.num_sent) and not self._told_idle)
+        return self._chain_end - self._outbox.start(self._num_committed)
 
     def begin_draft(self) -> DraftJob:
         """The draft token that `Step.DRAFT` asks for."""
@@ -221,17 +172,12 @@ class EdgeSession:
         Its `next_us` tells the server when to expect the next one, if nothing is committed meanwhile; -1: none
         is worth waiting for (always so in `sync`, behind an acknowledgement and where drafting has stopped).
         """
-        start = max(self._sent_end, self._num_committed)
+        start = self._outbox.start(self._num_committed)
         tokens = self._tokens[start : self._chain_end].copy()
-        self._sent_s[start : self._chain_end] = now_s
-        self._sent_end = self._chain_end
-        self._acked = self._num_committed
+        self._outbox.on_message(self._num_committed, self._chain_end, now_s)
         self._round_open = False
-        self._told_idle = not len(tokens)
         self.stats.num_messages += 1
         self.stats.num_sent += len(tokens)
-        if self._opened.mode is Mode.FREE:
-            self._window.on_sent(len(tokens), now_s)
         if len(tokens) or self._opened.mode is Mode.SYNC:
             self._meter.on_sent(start + len(tokens), now_s)
         next_us = self._next_us(now_s) if len(tokens) else -1
@@ -240,8 +186,7 @@ class EdgeSession:
 
     def on_sent(self, cost_s: float) -> None:
         """To send the last message took `cost_s` of the device's own time."""
-        before_s = self._message_cost_s or cost_s
-        self._message_cost_s = _COST_MEMORY * before_s + (1.0 - _COST_MEMORY) * cost_s
+        self._outbox.on_sent(cost_s)
 
     def _survival(self, start: int) -> npt.NDArray[np.uint8]:
         """Survival of the chain's tokens from position `start`, x 255."""
@@ -283,7 +228,8 @@ class EdgeSession:
         self._tokens[commit.start : commit.end] = commit.tokens
         self._num_committed = commit.end
         if not is_kept:
-            self._chain_end = self._sent_end = commit.end
+            self._chain_end = commit.end
+            self._outbox.on_rollback(commit.end)
             self._num_rollbacks += 1
         self._chain_end = max(self._chain_end, commit.end)
         self._round_open = self._opened.mode is Mode.SYNC
@@ -296,34 +242,14 @@ class EdgeSession:
 
     def _count(self, commit: Commit) -> None:
         if (commit.origin != Origin.DECODED).any():
-            self._window.on_sign()
-        accepted = commit.origin == Origin.ACCEPTED
-        self.stats.num_commits += 1
-        self.stats.num_committed += len(commit.tokens)
-        self.stats.num_accepted += int(np.count_nonzero(accepted))
-        self.stats.num_corrections += int(np.count_nonzero(commit.origin == Origin.CORRECTION))
-        self.stats.useful_drafting_s += float(self._draft_s[commit.start : commit.end][accepted].sum())
+            self._outbox.on_verified()
+        self.stats.on_commit(commit, self._draft_s[commit.start : commit.end])
 
     # -- connections --------------------------------------------------------------------------------------------
 
     def reopen(self) -> Open:
         """The message that starts the session, or resumes it on a new connection with all that was received."""
-        self._sent_end = self._acked = self._num_committed
+        self._outbox.on_reopened(self._num_committed)
         self._meter.on_lost()
-        self._window.on_sign()
-        self._told_idle = False
         self._round_open = self._opened.mode is Mode.SYNC and self._num_committed > self._opened.prompt_len
         return dataclasses.replace(self._opened, tokens=self.committed.copy())
-
-
-def best_message_tokens(message_cost_s: float, draft_s: float, pass_period_s: float) -> int:
-    """Draft tokens per message that cost least.
-
-    A message costs the device `message_cost_s`, so m tokens together cost that / m each. But the first of them waits
-    for the others, (m - 1) / 2 draft steps on average, and a pass that begins meanwhile, one in `pass_period_s`, goes
-    without it: the loss is about as much drafting time. The sum is least at the square root (Harris 1913, the economic
-    order quantity).
-    """
-    if draft_s <= 0.0:
-        return MAX_MESSAGE_TOKENS
-    return min(max(1, round(math.sqrt(2.0 * message_cost_s * pass_period_s) / draft_s)), MAX_MESSAGE_TOKENS)

@@ -34,7 +34,7 @@ class Pace:
     overhead_s: float = 2 * FIRST_GUESS_S  # `sync`: from a round's message to its commit, smoothed
     tokens_per_round: float = 0.0  # `sync`: committed tokens, smoothed; 0 before the first round
     drafted_per_round: float = 0.0  # `sync`: draft tokens, smoothed
-    heard_s: float = 0.0  # when the newest commit arrived
+    heard_s: float = 0.0  # when the newest commit arrived; 0: none yet on this connection
     arrivals_s: tuple[float, ...] = ()  # expected arrival at the server of each chain token that was sent
 
     @property
@@ -46,7 +46,9 @@ class Pace:
 class PaceMeter:
     """Keeps the `Pace` of a session from what it sends and gets."""
 
-    __slots__ = ("_broke", "_drafting_s", "_gap_s", "_last_sent_s", "_sent", "_tokens", "_trips_s", "pace")
+    __slots__ = (
+        "_broke", "_drafting_s", "_gap_s", "_is_measured", "_last_sent_s", "_sent", "_tokens", "_trips_s", "pace",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.pace = Pace()
@@ -55,6 +57,7 @@ class PaceMeter:
         self._sent: deque[tuple[int, float]] = deque(maxlen=4 * _TRIP_MEMORY)  # end of each message, when sent
         self._last_sent_s: float | None = None  # the newest message with draft tokens since the last commit
         self._broke = True  # whether the last commit broke the chain
+        self._is_measured = False  # whether `verify_s` is more than a first guess
         self._tokens = self._gap_s = 0.0  # of a commit and in front of it, smoothed
 
     def on_drafted(self, drafting_s: float) -> None:
@@ -74,11 +77,13 @@ class PaceMeter:
         """A commit with tokens has arrived; `breaks`: it differs from the chain, or there was none to survive."""
         pace = self.pace
         measured_s = commit.timing.measured_us / 1e6
-        is_first, before_s, pace.heard_s = not pace.heard_s, pace.heard_s, now_s
-        if measured_s:
-            pace.verify_s += (1.0 if is_first else 1.0 - _ROUND_MEMORY) * (measured_s - pace.verify_s)
+        before_s, pace.heard_s = pace.heard_s, now_s
+        # The first pass on a connection computes the prompt as well: good for a first guess and for nothing more.
+        if measured_s and (before_s or not self._is_measured):
+            pace.verify_s += (1.0 - _ROUND_MEMORY if self._is_measured else 1.0) * (measured_s - pace.verify_s)
+            self._is_measured = before_s > 0.0
         pace.next_pass_s, pace.price = commit.load_next_pass_s, commit.load_price
-        if not is_first:
+        if before_s:
             self._note_wait(max(0.0, now_s - before_s - measured_s))
             self._tokens = _ROUND_MEMORY * self._tokens + len(commit.tokens)
             self._gap_s = _ROUND_MEMORY * self._gap_s + now_s - before_s
@@ -140,3 +145,5 @@ class PaceMeter:
         """The connection was lost: what was sent tells nothing any more."""
         self._sent.clear()
         self._last_sent_s = None
+        # Nor does the time until the next commit: neither a pass nor a wait, and no pass is due before it.
+        self.pace.heard_s, self.pace.wait_s = 0.0, math.inf

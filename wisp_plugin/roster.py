@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from wisp_plugin.messages import Mode
 from wisp_plugin.server_session import ServerSession
 
 Floats = npt.NDArray[np.float64]
@@ -18,7 +19,7 @@ Ints = npt.NDArray[np.int64]
 _COLUMNS = (
     "num_cached", "num_uncached", "num_buffered", "needed_s", "tpot_s", "next_draft_s", "ready_s", "tokens_per_turn",
     "is_lost", "opened_s", "draft_gap_s", "acceptance", "way_s",
-    "worth_tokens", "worth_gain", "is_new_chain",
+    "worth_tokens", "worth_gain", "is_new_chain", "is_sync",
 )  # fmt: skip
 _FIRST_ROWS = 64
 
@@ -33,7 +34,7 @@ class Candidates:
     are expected (inf: none are on the way), `ready_s` since when the session could have run, `is_lost` 1 if its SLO
     cannot be met any more. `draft_gap_s`: between its draft messages, `acceptance`: of its draft tokens, `way_s`: half
     a round trip, as far as they are known; `worth_tokens` and `worth_gain`: what is waited for behind a rejection (see
-    `ServerSession`), `is_new_chain` 1 if the last commit left no draft chain.
+    `ServerSession`), `is_new_chain` 1 if the last commit left no draft chain; `is_sync` 1 in mode `sync`.
     """
 
     rows: Ints
@@ -53,6 +54,7 @@ class Candidates:
     worth_tokens: Floats
     worth_gain: Floats
     is_new_chain: Floats
+    is_sync: Floats
     survival: Floats
 
     def __len__(self) -> int:
@@ -121,6 +123,7 @@ class Roster:
             session.worth_tokens,
             session.worth_gain,
             session.drafts.is_new(session.num_committed),
+            session.opened.mode is Mode.SYNC,
         )
         if num_buffered:
             self._survival[row, :num_buffered] = session.drafts.survival(session.num_committed)

@@ -36,7 +36,7 @@ def make_controller(
         raise ConfigError(f"stop rule is {rule!r}; allowed: {', '.join(RULES)}")
     if (rule == "price") != (mode is Mode.FREE):
         raise ConfigError(f"stop rule {rule!r} is for mode {'free' if rule == 'price' else 'sync'}, not {mode.value}")
-    chosen = Price(energy_price) if rule == "price" else Ratio()
+    chosen = Price(energy_price) if rule == "price" else Ratio(energy_price)
     return SpeculationController(chosen, model, Abstention())
 
 

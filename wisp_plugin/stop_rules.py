@@ -41,6 +41,12 @@ class Fixed:
         """See `StopRule.on_commit`."""
 
 
+def _checked(energy_price: float) -> float:
+    if not 0.0 <= energy_price <= 1.0:
+        raise ConfigError(f"energy price is {energy_price}; allowed: 0 (drafting is free) to 1 (never worth it)")
+    return energy_price
+
+
 class Svip:
     """SVIP: stop behind a draft token whose entropy's root exceeds `threshold`."""
 
@@ -114,9 +120,13 @@ class Ratio:
     """Draft on while one more draft token brings more per second than the round has without it.
 
     Rounds follow each other, so what a second is worth is the rate over the last rounds (renewal reward), not that of
-    this round alone: in an easy passage it pays to go on for longer. The rate of a round that ends here is the floor
-    until that is known.
+    this round alone: in an easy passage it pays to go on for longer. Until that is known, it is the rate of a round
+    that ends here. Beyond that a token is asked to win `energy_price` committed tokens: close to its best the speed
+    hardly changes, the drafting does.
     """
+
+    def __init__(self, energy_price: float = DEFAULT_ENERGY_PRICE) -> None:
+        self._energy_price = _checked(energy_price)
 
     def draft_on(self, chain: Chain, pace: Pace, now_s: float) -> bool:
         """See `StopRule.draft_on`."""
@@ -124,7 +134,7 @@ class Ratio:
         expected = 1.0 + sum(chain.survival)
         round_rate = expected / (len(chain) * pace.draft_s + pace.overhead_s)
         rate = pace.tokens_per_s if pace.tokens_per_round else round_rate
-        return gain > rate * pace.draft_s
+        return gain > rate * pace.draft_s + self._energy_price
 
     def waits(self, chain: Chain, pace: Pace) -> bool:
         """See `StopRule.waits`."""
@@ -144,9 +154,7 @@ class Price:
     """
 
     def __init__(self, energy_price: float = DEFAULT_ENERGY_PRICE) -> None:
-        if not 0.0 <= energy_price <= 1.0:
-            raise ConfigError(f"energy price is {energy_price}; allowed: 0 (drafting is free) to 1 (never worth it)")
-        self._energy_price = energy_price
+        self._energy_price = _checked(energy_price)
 
     def draft_on(self, chain: Chain, pace: Pace, now_s: float) -> bool:
         """See `StopRule.draft_on`."""

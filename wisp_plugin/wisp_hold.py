@@ -23,6 +23,7 @@ Bools = npt.NDArray[np.bool_]
 MAX_SESSIONS = 16  # with more, somebody always had rather go now
 _MAX_WAITED = 24  # draft tokens that are waited for
 _ACCEPTANCE = (0.02, 0.98)
+_LEAST_GAIN = 0.1  # committed tokens that waiting has to win: nearer to zero the estimates are too rough
 
 
 def waits_for_drafts(c: Candidates, now_s: float, pass_s: float) -> Bools:
@@ -45,7 +46,8 @@ def waits_for_drafts(c: Candidates, now_s: float, pass_s: float) -> Bools:
     has_drafts = np.flatnonzero(c.num_buffered > 0)
     alive[has_drafts, 0] = c.survival[has_drafts, c.num_buffered[has_drafts].astype(int) - 1]
     tokens, time_s = _cycle(a, gap_s, next_s, pass_s, waited, buffered, alive)
-    waits = (tokens - rate * time_s).argmax(axis=1) > 0
+    gain = tokens - rate * time_s
+    waits = gain[:, 1:].max(axis=1) > gain[:, 0] + _LEAST_GAIN
     # The device knows its own tokens better than their mean: it tells how far a new chain is worth waiting for.
     worth_s = trip_s[:, 0] + (c.worth_tokens - 1.0) * gap_s[:, 0] + pass_s
     tells = (c.worth_tokens > 0) & (c.is_new_chain > 0) & ((1.0 + c.worth_gain) / worth_s > rates[:, 0])

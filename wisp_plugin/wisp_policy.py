@@ -89,13 +89,23 @@ class Wisp:
         choice = Choice(
             members=members,
             num_committed=offers.num_uncached[turns].astype(np.int64),
-            num_drafts=taken[turns] - 1,
+            num_drafts=self._drafts_of(candidates, offers, turns, taken[turns] - 1),
             reasons=tuple([NEED if needs else VALUE for needs in offers.needs[turns].tolist()]),
             wake_s=math.inf if held_until_s is None else held_until_s,
         )
         if not has_prefill:
             return choice
         return self._prefill.add(candidates, np.flatnonzero(is_prefill), choice, work, now_s)
+
+    def _drafts_of(self, c: Candidates, offers: Offers, turns: Ints, num_drafts: Ints) -> Ints:
+        """Draft tokens of the members: what was taken, but in `sync`, where a device gives up what is not verified,
+        all of them, as far as the pass goes."""
+        is_sync = c.is_sync[offers.rows[turns]] > 0
+        if not is_sync.any():
+            return num_drafts
+        whole = np.where(is_sync, offers.num_levels[turns] - 1, num_drafts)
+        num_new = float(offers.num_uncached[turns].sum())
+        return whole if num_new + whole.sum() <= self._config.max_pass_tokens else num_drafts
 
     # -- sessions that decode or verify -------------------------------------------------------------------------
 
@@ -111,6 +121,8 @@ class Wisp:
         slack_s = c.needed_s - now_s - everyone_s
         levels = np.arange(c.survival.shape[1] + 1)
         ahead = (slack_s / c.tpot_s)[:, None] + levels
+        if rows is None and len(c) <= MAX_SESSIONS and self._load_of(c, own_work) < p.hold_load:
+            ahead[:] = 0.0  # nobody else needs the time of an idle server: what is ahead of its SLO counts in full
         # While prefill waits, what is not needed for a long time is worth nothing: the time is better spent on prefill.
         least_value = p.least_value if rows is None else p.waiting_value
         slope = (1.0 - least_value) / p.horizon_tokens
@@ -163,10 +175,17 @@ class Wisp:
         return bool(waits_for_drafts(c, now_s, pass_s).all())
 
     def _load(self, c: Candidates, offers: Offers) -> float:
-        """How much of the server's time these sessions need to keep their SLOs (as `admission.predicted_load`)."""
-        period_s = c.tpot_s[offers.rows] * c.tokens_per_turn[offers.rows]
+        """`_load_of` the sessions with offers."""
+        return self._load_of(c if len(offers.rows) == len(c) else c.only(offers.rows), offers.work[:, :, 0].T)
+
+    def _load_of(self, c: Candidates, own_work: Floats) -> float:
+        """How much of the server's time these sessions need to keep their SLOs (as `admission.predicted_load`).
+
+        `own_work` `[S, 2]`: that of each session's own tokens.
+        """
+        period_s = c.tpot_s * c.tokens_per_turn
         rhythm_s = float(period_s.min())
-        work = self._empty_work + offers.work[:, :, 0] @ (rhythm_s / period_s)
+        work = self._empty_work + (rhythm_s / period_s) @ own_work
         return float(self._estimator.seconds(work)) / rhythm_s
 
     def fill(self, offers: Offers) -> tuple[Ints, Floats]:

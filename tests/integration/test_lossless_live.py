@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from bench.live import Drafting, run_session, server_totals
+from bench.live import Drafting, SessionResult, run_session, server_totals
+from bench.lossless_rules import DRAFT, RULE_CASES
 from tests.integration.conftest import ServerFactory
 from tests.integration.support import (
     GREEDY,
@@ -23,6 +25,7 @@ from tests.integration.support import (
     thin_open,
 )
 from triton_models.server_process import ServerProcess
+from wisp_plugin.acceptance_model import shipped_model
 from wisp_plugin.edge_session import ACK_TOKENS
 from wisp_plugin.messages import Commit, Mode, Origin, Sampling, Status
 
@@ -66,6 +69,29 @@ def test_three_sessions_at_once_give_the_targets_own_tokens(
     for i, (prompt, tokens) in enumerate(zip(prompts(), results, strict=True)):
         assert len(tokens) == NUM_TOKENS
         judge.check(prompt, tokens, dataclasses.replace(sampling, seed=sampling.seed + i))
+
+
+@pytest.mark.parametrize("mode", [Mode.FREE, Mode.SYNC])
+def test_every_rule_gives_the_targets_own_tokens(
+    server: ServerProcess, judge: Judge, drafting: Callable[..., Drafting], mode: Mode
+) -> None:
+    """One short session per stop rule, three at once, every other one sampled with a seed of its own."""
+    model, cases = shipped_model(DRAFT), RULE_CASES[mode]
+    samplings = [dataclasses.replace(SAMPLED, seed=i) if i % 2 else GREEDY for i in range(len(cases))]
+
+    def run(number: int) -> SessionResult:
+        controller = functools.partial(cases[number].controller, mode, model)
+        device = dataclasses.replace(drafting(DRAFT, mode, number % 3), make_controller=controller)
+        opened = thin_open(prompts()[number % 3], NUM_TOKENS, samplings[number], mode)
+        return run_session(server.grpc_url, opened, device)
+
+    for first in range(0, len(cases), 3):
+        numbers = range(first, min(first + 3, len(cases)))
+        results = run_together([functools.partial(run, number) for number in numbers])
+        for number, result in zip(numbers, results, strict=True):
+            assert len(result.tokens) == NUM_TOKENS, cases[number].name
+            judge.check(prompts()[number % 3], result.tokens, samplings[number])
+            assert mode is Mode.FREE or result.stats.num_sent > 0, cases[number].name
 
 
 def test_the_judge_sees_a_wrong_token(judge: Judge) -> None:
