@@ -71,11 +71,18 @@ def trace_path(draft: str, part: str) -> Path:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `wisp-bench traces`."""
     parser.add_argument("--drafts", nargs="+", default=["int4", "int8"], metavar="NAME", help="[int4 int8]")
+    parser.add_argument(
+        "--retime", action="store_true", help="record nothing: time the drafts again, on an idle machine"
+    )
     parser.add_argument("--tokens", type=int, default=96, metavar="N", help="generated per prompt [%(default)s]")
 
 
 def main(args: argparse.Namespace) -> int:
     """Record all parts, then train."""
+    if args.retime:
+        for draft in args.drafts:
+            retime(draft)
+        return 0
     tokenizer = Tokenizer.load(default_draft_dir(args.drafts[0]))
     texts = load_texts(tokenizer, args.tokens)
     for draft in args.drafts:
@@ -84,6 +91,17 @@ def main(args: argparse.Namespace) -> int:
             record_part(part, texts[part.name], draft, drafter)
         train_weights(draft)
     return 0
+
+
+def retime(draft: str) -> None:
+    """Measure the time of a draft step again and write it into the evaluation trace."""
+    path = trace_path(draft, "eval")
+    trace = DraftTrace.load(path)
+    texts = [Text(text.tokens, text.prompt_len) for text in trace.texts[:4]]
+    drafter = Drafter.load(default_draft_dir(draft), num_threads=1)
+    _, draft_s = record(texts, drafter, Sampling(), 0, functools.partial(_report, draft))
+    DraftTrace(trace.texts, {**trace.about, "draft_s": draft_s}).save(path)
+    _report(draft, f"{1e3 * draft_s:.2f} ms per draft token")
 
 
 def train_weights(draft: str) -> None:
