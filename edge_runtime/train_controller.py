@@ -51,7 +51,8 @@ def _fit(
 ) -> AcceptanceModel:  # fmt: skip
     cost = base_and_cost[1]
     mean, deviation = fitted.values.mean(axis=0), fitted.values.std(axis=0)
-    scale = 1.0 / np.maximum(deviation, 1e-3)
+    # A feature that never varied here (the chosen token's share in greedy traces) must not speak elsewhere either.
+    scale = np.where(deviation > 1e-3, 1.0 / np.maximum(deviation, 1e-3), 0.0)
     inputs, checked = (fitted.values - mean) * scale, (held_out.values - mean) * scale
     labels, check_labels = (np.stack([s.accepted, s.following], axis=1) for s in (fitted, held_out))
     rng = np.random.default_rng(seed)
