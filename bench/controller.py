@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `wisp-bench controller`."""
     parser.add_argument("--parts", nargs="+", choices=("sync", "free", "model"), default=["sync", "free", "model"])
     parser.add_argument("--drafts", nargs="+", choices=list(DRAFTS), default=list(DRAFTS))
-    parser.add_argument("--draft-ms", type=float, metavar="MS", help="time of a draft token, of all drafts [4.9 and 6.4]")
+    parser.add_argument("--draft-ms", type=float, metavar="MS", help="time of a draft token [4.9 int4, 6.4 int8]")
     parser.add_argument("--weights", type=Path, metavar="NPZ", help="instead of the shipped ones, for all drafts")
     parser.add_argument("--quick", action="store_true", help="every sixth text")
 

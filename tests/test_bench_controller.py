@@ -12,6 +12,8 @@ from bench.traces import PARTS
 from edge_runtime.train_controller import train
 from tests.traces import make_trace
 from wisp_plugin.controller import SpeculationController
+from wisp_plugin.messages import Mode
+from wisp_plugin.speculation import make_controller
 from wisp_plugin.stop_rules import DEFAULT_ENERGY_PRICE, Fixed
 
 TRACE = make_trace(16, num_generated=40)
@@ -81,6 +83,22 @@ def test_free_runs_the_real_engine() -> None:
     assert drafting.tokens_per_s > 1.2 / SETTING.verify_s
     assert resting.tokens_per_s == pytest.approx(1 / SETTING.verify_s, rel=0.02)
     assert resting.drafted_per_committed < 0.2 < drafting.drafted_per_committed
+
+
+@pytest.mark.parametrize("throttled_s", [0.02, 0.06])
+def test_a_device_that_is_throttled_drafts_less(throttled_s: float) -> None:
+    model, _ = train([TRACE], 1.0, 2, 0, lambda line: None)
+    short = type(TRACE)(TRACE.texts[:3], TRACE.about)
+
+    def sync(draft_s: float) -> float:
+        totals = run_rounds(short, SETTING, draft_s, lambda text: make_controller("ratio", Mode.SYNC, model))
+        return totals.drafted / totals.committed
+
+    def free(draft_s: float) -> float:
+        return run_free(short, model, SETTING, draft_s, DEFAULT_ENERGY_PRICE).drafted_per_committed
+
+    assert sync(throttled_s) < 0.8 * sync(0.002)
+    assert free(throttled_s) < 0.8 * free(0.002)
 
 
 def test_predictions_are_made_for_every_token_behind_a_right_prefix() -> None:

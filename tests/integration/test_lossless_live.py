@@ -27,7 +27,7 @@ from tests.integration.support import (
 from triton_models.server_process import ServerProcess
 from wisp_plugin.acceptance_model import shipped_model
 from wisp_plugin.edge_session import ACK_TOKENS
-from wisp_plugin.messages import Commit, Mode, Origin, Sampling, Status
+from wisp_plugin.messages import Commit, Mode, Origin, Sampling, Slo, Status
 
 pytestmark = pytest.mark.integration
 NUM_TOKENS = 16
@@ -169,7 +169,9 @@ def test_evicted_sessions_go_on_with_the_right_tokens(make_own_server: ServerFac
     """12 blocks of 32 tokens hold three sessions of 120 tokens, but not of 129: one of them loses its KV."""
     texts = [np.tile(prompt, 10)[:120] for prompt in prompts()]
     with make_own_server({"kv_tokens": 384, "kv_block_tokens": 32}) as server:
-        opens = [thin_open(text, NUM_TOKENS, SAMPLED) for text in texts]
+        # An SLO that is met anywhere: a session that is refused, and comes when the others have ended, evicts none.
+        slo = Slo(ttft_ms=60_000.0, tpot_ms=5_000.0)
+        opens = [dataclasses.replace(thin_open(text, NUM_TOKENS, SAMPLED), slo=slo) for text in texts]
         results = run_together([lambda o=opened: run_session(server.grpc_url, o, Drafting()) for opened in opens])
         assert server_totals(server)["evictions"] >= 1
     for text, result in zip(texts, results, strict=True):
