@@ -117,8 +117,9 @@ def report_free(draft: str, free: FreeResult, sync: SyncResult, suffix: str) -> 
 def free_figures(free: FreeResult, sync: SyncResult) -> dict[str, Any]:
     """Speed against `sync` and plain decoding at the default energy price; drafting against the oracle's.
 
-    `drafting_cost_parity`: worst setting in which `sync` beats plain decoding, at the highest energy price that is
-    still as fast as `sync`. `drafting_cost_idle`: worst setting in which it does not, at the default.
+    Drafting cost is taken on the frontier, at the highest energy price that is still as fast as `sync`: the worst
+    setting in which `sync` beats plain decoding (`drafting_cost_parity`), and the worst in which it does not
+    (`drafting_cost_idle`). With the suffix `_default`: at the default price.
     """
     runs = free.at(DEFAULT_ENERGY_PRICE)
     speeds = np.array([run.tokens_per_s for run in runs])
@@ -126,20 +127,27 @@ def free_figures(free: FreeResult, sync: SyncResult) -> dict[str, Any]:
     decodes = np.array([1.0 / s.verify_s for s in SETTINGS])
     oracle = sync.oracle.drafted / sync.oracle.committed
     parities = [_parity(row, s) for row, s in zip(free.runs, syncs, strict=True)]
-    costs = [
-        row[at].drafted_per_committed / oracle if at is not None else float("inf")
-        for row, at in zip(free.runs, parities, strict=True)
-    ]
+    costs = np.array([
+        row[at].drafted_per_committed if at is not None else np.inf for row, at in zip(free.runs, parities, strict=True)
+    ]) / oracle  # fmt: skip
+    at_default = np.array([run.drafted_per_committed for run in runs]) / oracle
     idle = decodes >= syncs
-    worst = max((cost for cost, is_idle in zip(costs, idle, strict=True) if not is_idle), default=0.0)
     return {
         "free_vs_sync_gm": geometric_mean(speeds / syncs),
         "free_vs_sync_min": float((speeds / syncs).min()),
         "free_vs_decode_min": float((speeds / decodes).min()),
         "free_vs_decode_gm": geometric_mean(speeds / decodes),
-        "drafting_cost_parity": worst if np.isfinite(worst) else None,
-        "drafting_cost_idle": max((run.drafted_per_committed / oracle for run in np.array(runs)[idle]), default=0.0),
+        "drafting_cost_parity": _worst(costs[~idle]),
+        "drafting_cost_idle": _worst(costs[idle]),
+        "drafting_cost_parity_default": _worst(at_default[~idle]),
+        "drafting_cost_idle_default": _worst(at_default[idle]),
     }
+
+
+def _worst(costs: np.ndarray) -> float | None:
+    """The highest cost; 0 without any setting, None if parity is not reached in one."""
+    worst = float(costs.max(initial=0.0))
+    return worst if np.isfinite(worst) else None
 
 
 def _parity(runs: Sequence[FreeRun], sync_tokens_per_s: float) -> int | None:

@@ -28,13 +28,14 @@ from wisp_plugin.controller import SpeculationController
 from wisp_plugin.draft_stats import NUM_STATS
 from wisp_plugin.draft_trace import DraftTrace, Stats, TextTrace
 from wisp_plugin.edge_session import EdgeSession
-from wisp_plugin.errors import ConfigError
+from wisp_plugin.errors import ConfigError, InvalidRequest
 from wisp_plugin.home import draft_folder
 from wisp_plugin.messages import Mode, Open, Sampling, Tokens
 from wisp_plugin.stop_rules import Fixed
 from wisp_plugin.vocabulary import vocab_hash
 from wisp_plugin.wire import new_session_id
 from wisp_plugin.wire_values import named_slo
+from wisp_plugin.wire_values import sampling as checked_sampling
 
 T = TypeVar("T")
 Report = Callable[[str], None]
@@ -149,7 +150,12 @@ def main(args: argparse.Namespace) -> int:
             raise ConfigError(f"--{option} is {getattr(args, name)}; allowed: {least} to {most}")
     folder = draft_folder(args.draft)
     tokenizer = Tokenizer.load(folder)
-    sampling = Sampling(seed=args.seed, temperature=args.temperature)
+    if not args.out.absolute().parent.is_dir():
+        raise ConfigError(f"the folder of {args.out} does not exist")
+    try:
+        sampling = checked_sampling({"seed": args.seed, "temperature": args.temperature}, tokenizer.vocab_size)
+    except InvalidRequest as error:
+        raise ConfigError(str(error)) from None
     if args.texts is not None:
         texts = [Text(text.tokens, text.prompt_len) for text in DraftTrace.load(args.texts).texts]
     else:

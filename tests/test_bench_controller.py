@@ -72,7 +72,8 @@ def test_costs_are_taken_at_parity_and_at_the_default_price() -> None:
     figures = free_figures(FreeResult(runs), sync)
     assert figures["free_vs_sync_min"] == pytest.approx(2 - DEFAULT_ENERGY_PRICE)
     assert figures["drafting_cost_parity"] == pytest.approx((1 - max(ENERGY_PRICES)) / 0.5)
-    assert figures["drafting_cost_idle"] == pytest.approx((1 - DEFAULT_ENERGY_PRICE) / 0.5)
+    assert figures["drafting_cost_idle"] == pytest.approx((1 - max(ENERGY_PRICES)) / 0.5)
+    assert figures["drafting_cost_idle_default"] == pytest.approx((1 - DEFAULT_ENERGY_PRICE) / 0.5)
 
 
 def test_free_runs_the_real_engine() -> None:
