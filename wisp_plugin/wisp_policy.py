@@ -11,10 +11,10 @@ A decision in three steps, all on columns:
 3. `wisp_prefill`: chunks of prefill, those that are due first, as many tokens as keep every waiting prefill on the
    way to a first token after a fraction of the time that its SLO allows.
 
-Holding: few sessions wait for drafts where that gives each of them more tokens per second (`wisp_hold`). More of them
-wait under load, if nobody needs a token yet and everybody's drafts are on their way: nobody runs until somebody needs
-one; the pass then takes all that are worth it. So turns are rich, and passes fewer. Nobody waits for a place for more
-than `max_hold_s`.
+Holding: under load, if nobody needs a token yet and everybody's drafts are on their way, nobody runs until somebody
+needs one; the pass then takes all that are worth it. So turns are rich, and passes fewer. Else a few sessions wait for
+their drafts where that gives each of them more tokens per second (`wisp_hold`). Nobody waits for a place for more than
+`max_hold_s`.
 """
 
 from __future__ import annotations
@@ -151,8 +151,8 @@ class Wisp:
         return work
 
     def _held_until_s(self, c: Candidates, offers: Offers, now_s: float) -> float | None:
-        """When to decide again, if everybody's drafts are on their way and waiting for them is worth while: for the
-        speed of few sessions, or, under load, because nobody needs a token yet. None: somebody takes part now."""
+        """When to decide again, if everybody's drafts are on their way and waiting for them is worth while: under load
+        because nobody needs a token yet, or for the speed of few sessions. None: somebody takes part now."""
         p = self._parameters
         if not len(offers.rows):
             return None
@@ -160,12 +160,12 @@ class Wisp:
         expires_s = np.where(np.isfinite(expires_s), expires_s, 0.0)
         if (expires_s <= now_s).any() or not p.holds:
             return None
-        if len(offers.rows) == len(c) <= MAX_SESSIONS:
-            waits = self._waits_for_drafts(c, offers, now_s)
-            return float(min(expires_s.min(), (c.ready_s + p.max_hold_s).min())) if waits else None
-        if offers.needs.any() or self._load(c, offers) < p.hold_load:
-            return None
-        return float(min(offers.need_s.min(), expires_s.min()))
+        is_ahead = not offers.needs.any() and not c.is_lost[offers.rows].all()
+        if is_ahead and self._load(c, offers) >= p.hold_load:
+            return float(min(offers.need_s.min(), expires_s.min()))
+        if len(offers.rows) == len(c) <= MAX_SESSIONS and self._waits_for_drafts(c, offers, now_s):
+            return float(min(expires_s.min(), (c.ready_s + p.max_hold_s).min()))
+        return None
 
     def _waits_for_drafts(self, c: Candidates, offers: Offers, now_s: float) -> bool:
         """True if everybody commits more tokens per second when the next pass waits (see `wisp_hold`)."""
