@@ -26,7 +26,7 @@ from wisp_plugin.draft_trace import DraftTrace
 from wisp_plugin.estimator import Costs
 from wisp_plugin.stop_rules import DEFAULT_ENERGY_PRICE, Price
 
-ENERGY_PRICES = (0.02, DEFAULT_ENERGY_PRICE, 0.1, 0.2, 0.3)
+ENERGY_PRICES = (0.03, DEFAULT_ENERGY_PRICE, 0.1, 0.2, 0.3)
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,7 +149,7 @@ def _add_session_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="P",
         help="committed tokens that a draft token must be expected to win, for price and ratio: 0 drafts whenever it "
-        "may help, 0.2 saves battery, 1 never drafts [0.05]",
+        "may help, 0.2 saves battery, 1 never drafts [0.06]",
     )
     draft.add_argument(
         "--controller",

@@ -17,7 +17,7 @@ from wisp_plugin.controller import MAX_AHEAD, Chain
 from wisp_plugin.errors import ConfigError
 from wisp_plugin.pace import Pace
 
-DEFAULT_ENERGY_PRICE = 0.05  # committed tokens that a draft token has to win
+DEFAULT_ENERGY_PRICE = 0.06  # committed tokens that a draft token has to win
 _LOOK_AHEAD = 24  # draft tokens whose gain is weighed together
 
 
@@ -119,22 +119,24 @@ class Paper:
 class Ratio:
     """Draft on while one more draft token brings more per second than the round has without it.
 
-    Rounds follow each other, so what a second is worth is the rate over the last rounds (renewal reward), not that of
-    this round alone: in an easy passage it pays to go on for longer. Until that is known, it is the rate of a round
-    that ends here. Beyond that a token is asked to win `energy_price` committed tokens: close to its best the speed
-    hardly changes, the drafting does.
+    Rounds follow each other, so what a second is worth is the rate over many rounds (renewal reward), not that of this
+    round alone: in an easy passage it pays to go on for longer. That rate is taken as the geometric mean of what the
+    last rounds gave, which is noisy, and of what the best fixed length would give at the recent acceptance rate, which
+    knows nothing of single tokens. Beyond that a token is asked to win `energy_price` committed tokens: close to its
+    best the speed hardly changes, the drafting does.
     """
 
     def __init__(self, energy_price: float = DEFAULT_ENERGY_PRICE) -> None:
         self._energy_price = _checked(energy_price)
+        self._rate: float | None = None  # tokens per second, of this round
 
     def draft_on(self, chain: Chain, pace: Pace, now_s: float) -> bool:
         """See `StopRule.draft_on`."""
-        gain = chain.expected(1)
-        expected = 1.0 + sum(chain.survival)
-        round_rate = expected / (len(chain) * pace.draft_s + pace.overhead_s)
-        rate = pace.tokens_per_s if pace.tokens_per_round else round_rate
-        return gain > rate * pace.draft_s + self._energy_price
+        if self._rate is None or not len(chain):
+            self._rate = best_fixed_rate(chain.acceptance, pace.draft_s, pace.overhead_s)
+            if pace.tokens_per_round:
+                self._rate = math.sqrt(self._rate * pace.tokens_per_s)
+        return chain.expected(1) > self._rate * pace.draft_s + self._energy_price
 
     def waits(self, chain: Chain, pace: Pace) -> bool:
         """See `StopRule.waits`."""
@@ -175,6 +177,22 @@ class Price:
 
     def on_commit(self, num_right: int, num_drafted: int) -> None:
         """See `StopRule.on_commit`."""
+
+
+def best_fixed_rate(acceptance: float, draft_s: float, overhead_s: float) -> float:
+    """Committed tokens per second of rounds with the best fixed draft length, if each token is accepted with this
+    probability (Leviathan et al. 2023, theorem 3.8)."""
+    a = min(max(acceptance, 0.05), 0.99)
+    tokens, alive, best, elapsed_s = 1.0, 1.0, 0.0, max(overhead_s, 1e-6)
+    for _ in range(MAX_AHEAD):
+        rate = tokens / elapsed_s
+        if rate < best:  # of a concave and a linear function: it only falls from here
+            break
+        best = rate
+        alive *= a
+        tokens += alive
+        elapsed_s += draft_s
+    return best
 
 
 def raises_rate(chain: Chain, pace: Pace) -> bool:
