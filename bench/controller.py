@@ -45,6 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `wisp-bench controller`."""
     parser.add_argument("--parts", nargs="+", choices=("sync", "free", "model"), default=["sync", "free", "model"])
     parser.add_argument("--drafts", nargs="+", choices=list(DRAFTS), default=list(DRAFTS))
+    parser.add_argument(
+        "--free-drafts", nargs="+", choices=list(DRAFTS), default=["int4"], help="drafts of the part `free` [int4]"
+    )
     parser.add_argument("--draft-ms", type=float, metavar="MS", help="time of a draft token [4.9 int4, 6.4 int8]")
     parser.add_argument("--weights", type=Path, metavar="NPZ", help="instead of the shipped ones, for all drafts")
     parser.add_argument("--quick", action="store_true", help="every sixth text")
@@ -63,7 +66,8 @@ def main(args: argparse.Namespace) -> int:
         config[f"draft_ms_{draft}"] = 1e3 * trace.draft_s
         config[f"texts_{draft}"] = len(trace.texts)
         config[f"agreement_{draft}"] = trace.acceptance
-        figures |= measure(args.parts, draft, trace, model)
+        parts = [part for part in args.parts if part != "free" or draft in args.free_drafts]
+        figures |= measure(parts, draft, trace, model)
     missed = check_targets(figures, {name: asked for name, asked in TARGETS.items() if name in figures})
     finish("controller", {**figures, "missed": missed}, config, seed=0)
     return 1 if missed else 0

@@ -128,15 +128,13 @@ class Ratio:
 
     def __init__(self, energy_price: float = DEFAULT_ENERGY_PRICE) -> None:
         self._energy_price = _checked(energy_price)
-        self._rate: float | None = None  # tokens per second, of this round
 
     def draft_on(self, chain: Chain, pace: Pace, now_s: float) -> bool:
         """See `StopRule.draft_on`."""
-        if self._rate is None or not len(chain):
-            self._rate = best_fixed_rate(chain.acceptance, pace.draft_s, pace.overhead_s)
-            if pace.tokens_per_round:
-                self._rate = math.sqrt(self._rate * pace.tokens_per_s)
-        return chain.expected(1) > self._rate * pace.draft_s + self._energy_price
+        rate = best_fixed_rate(chain.acceptance, pace.draft_s, pace.overhead_s)
+        if pace.tokens_per_round:
+            rate = math.sqrt(rate * pace.tokens_per_s)
+        return chain.expected(1) > rate * pace.draft_s + self._energy_price
 
     def waits(self, chain: Chain, pace: Pace) -> bool:
         """See `StopRule.waits`."""
