@@ -21,6 +21,7 @@ from wisp_plugin.roster import Candidates, Floats
 
 Bools = npt.NDArray[np.bool_]
 MAX_SESSIONS = 16  # with more, somebody always had rather go now
+FEW_SESSIONS = 4  # so few have the server for themselves, whatever their SLOs make of its load
 _MAX_WAITED = 24  # draft tokens that are waited for
 _ACCEPTANCE = (0.02, 0.98)
 _LEAST_GAIN = 0.1  # committed tokens that waiting has to win: nearer to zero the estimates are too rough

@@ -29,7 +29,7 @@ from wisp_plugin.config import EngineConfig
 from wisp_plugin.estimator import EMPTY_PASS, Estimator, item_features
 from wisp_plugin.policies import NEED, NOBODY, VALUE, Choice
 from wisp_plugin.roster import Candidates, Floats, Ints
-from wisp_plugin.wisp_hold import MAX_SESSIONS, waits_for_drafts
+from wisp_plugin.wisp_hold import FEW_SESSIONS, MAX_SESSIONS, waits_for_drafts
 from wisp_plugin.wisp_parameters import WispParameters
 from wisp_plugin.wisp_prefill import WispPrefill
 
@@ -121,8 +121,8 @@ class Wisp:
         slack_s = c.needed_s - now_s - everyone_s
         levels = np.arange(c.survival.shape[1] + 1)
         ahead = (slack_s / c.tpot_s)[:, None] + levels
-        if rows is None and len(c) <= MAX_SESSIONS and self._load_of(c, own_work) < p.hold_load:
-            ahead[:] = 0.0  # nobody else needs the time of an idle server: what is ahead of its SLO counts in full
+        if rows is None and self._is_idle(c, own_work):
+            ahead[:] = 0.0  # nobody else needs the time of the server: what is ahead of its SLO counts in full
         # While prefill waits, what is not needed for a long time is worth nothing: the time is better spent on prefill.
         least_value = p.least_value if rows is None else p.waiting_value
         slope = (1.0 - least_value) / p.horizon_tokens
@@ -161,7 +161,7 @@ class Wisp:
         if (expires_s <= now_s).any() or not p.holds:
             return None
         is_ahead = not offers.needs.any() and not c.is_lost[offers.rows].all()
-        if is_ahead and self._load(c, offers) >= p.hold_load:
+        if is_ahead and len(c) > FEW_SESSIONS and self._load(c, offers) >= p.hold_load:
             return float(min(offers.need_s.min(), expires_s.min()))
         if len(offers.rows) == len(c) <= MAX_SESSIONS and self._waits_for_drafts(c, offers, now_s):
             return float(min(expires_s.min(), (c.ready_s + p.max_hold_s).min()))
@@ -173,6 +173,12 @@ class Wisp:
             return False
         pass_s = float(self._estimator.seconds(self._empty_work + offers.work[:, :, 0].sum(axis=1)))
         return bool(waits_for_drafts(c, now_s, pass_s).all())
+
+    def _is_idle(self, c: Candidates, own_work: Floats) -> bool:
+        """True if there is nobody to save server time for: hardly any sessions, or hardly any load of some."""
+        if len(c) <= FEW_SESSIONS:
+            return True
+        return len(c) <= MAX_SESSIONS and self._load_of(c, own_work) < self._parameters.hold_load
 
     def _load(self, c: Candidates, offers: Offers) -> float:
         """`_load_of` the sessions with offers."""
