@@ -47,7 +47,8 @@ def _factory(config: pytest.Config, folder: Path) -> Iterator[ServerFactory]:
     made: list[ServerProcess] = []
 
     def make(settings: dict[str, Any] | None = None, **options: Any) -> ServerProcess:
-        wanted = {"kv_tokens": 8_192, "cancel_poll_s": 0.1} | (settings or {})
+        # No admission control (it has tests of its own): on a machine that is busy otherwise it may refuse any session.
+        wanted = {"kv_tokens": 8_192, "cancel_poll_s": 0.1, "max_load": 0.0} | (settings or {})
         server = make_server(settings=wanted, log_path=folder / f"triton-{len(made)}.log", **options)
         made.append(server)
         config.stash[SERVERS].append(server)
