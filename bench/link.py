@@ -3,8 +3,9 @@
 Committed tokens/s from the open to the last commit, greedy, plain 8-bit draft. All messages spend half of --rtt-ms on
 the way (bench/delayed_link.py). `sync` drafts a chain by the rule `ratio`, sends it and waits for its commit; `free`
 drafts on meanwhile by the rule `price` (DESIGN.md sections 4 and 8). Plain decoding, a thin client over the same link,
-is the baseline. The three alternate in one run, prompt by prompt; medians of the paired ratios. Their texts must be
-equal.
+is the baseline. The three alternate in one run, prompt by prompt and in turning order; medians of the paired ratios.
+Their texts must be equal. Every prompt is run once before, uncounted: device and server both hold its KV then, as in
+the next turn of a conversation, and no system pays a prefill that the ones behind it find done.
 
 Each side has one core: the server's process group is pinned to one, this process to another, and each computes with one
 thread. So neither takes the other's time, as on two machines.
@@ -120,12 +121,12 @@ def measure(
         opened = make_open(prompt, args.tokens, mode, Sampling())
         return run_session(server, opened, Drafting() if system == "decode" else drafting, connect=connect)
 
-    for system in SYSTEMS:
-        run(system, prompts[0])  # warm
     results: dict[str, list[SessionResult]] = {system: [] for system in SYSTEMS}
-    with Progress(args.rounds * len(prompts) * len(SYSTEMS), "link") as progress:
-        for prompt in prompts * args.rounds:
-            for system in SYSTEMS:
+    with Progress(args.rounds * len(prompts) * (len(SYSTEMS) + 1), "link") as progress:
+        for turn, prompt in enumerate(prompts * args.rounds):
+            run("sync", prompt)
+            progress.step()
+            for system in (*SYSTEMS[turn % len(SYSTEMS) :], *SYSTEMS[: turn % len(SYSTEMS)]):
                 results[system].append(run(system, prompt))
                 progress.step()
             check_equal({system: results[system][-1].tokens for system in SYSTEMS})
@@ -140,9 +141,7 @@ def check_equal(texts: dict[str, Tokens]) -> None:
             raise AssertionError(f"{system} differs from plain decoding at generated token {first}")
 
 
-def report(
-    args: argparse.Namespace, results: dict[str, list[SessionResult]], cores: tuple[int, int]
-) -> dict[str, Any]:
+def report(args: argparse.Namespace, results: dict[str, list[SessionResult]], cores: tuple[int, int]) -> dict[str, Any]:
     """Table and figures of `measure`."""
     speeds = {system: np.array([result.tokens_per_s for result in found]) for system, found in results.items()}
     wdt = {system: median(result.stats.wdt_share for result in results[system]) for system in ("free", "sync")}

@@ -37,6 +37,7 @@ __all__ = ["Offers", "Wisp", "WispParameters"]
 
 Bools = npt.NDArray[np.bool_]
 _DRAFT_TOKEN = np.array([0.0, 0.0, 1.0, 1.0, 0.0, 1.0])  # features of a draft token, but for new x context
+_X_CONTEXT = np.array([0.0, 0.0, 0.0, 0.0, 1.0, 0.0])  # features of a pair of a new token and one that it attends to
 _SAME_WEIGHT = 0.2  # weights of memory and arithmetic that differ by less give nearly the same order
 _MAX_ROUNDS = 2  # the price of an offer depends on the pass that it enters
 _LEAST_S = 1e-9  # what a token costs of which a profile says that it costs nothing
@@ -171,8 +172,10 @@ class Wisp:
         """True if everybody commits more tokens per second when the next pass waits (see `wisp_hold`)."""
         if (c.ready_s + self._parameters.max_hold_s <= now_s).any():
             return False
-        pass_s = float(self._estimator.seconds(self._empty_work + offers.work[:, :, 0].sum(axis=1)))
-        return bool(waits_for_drafts(c, now_s, pass_s).all())
+        work = self._empty_work + offers.work[:, :, 0].sum(axis=1)
+        draft_work = self._estimator.work(_DRAFT_TOKEN + float(c.num_cached.mean()) * _X_CONTEXT)
+        token_s = float(self._estimator.weights(work) @ draft_work)
+        return bool(waits_for_drafts(c, now_s, float(self._estimator.seconds(work)), token_s).all())
 
     def _is_idle(self, c: Candidates, own_work: Floats) -> bool:
         """True if there is nobody to save server time for: hardly any sessions, or hardly any load of some."""
