@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
@@ -111,6 +112,13 @@ def server_totals(server: ServerProcess) -> dict[str, float]:
         short = name.removeprefix("wisp_").removesuffix("_total")
         totals[short] = totals.get(short, 0.0) + float(value)
     return totals
+
+
+def requests_per_batch(server: ServerProcess, model: str) -> float:
+    """Mean size of the batches that Triton has made for `model` so far; 0 before the first."""
+    with urllib.request.urlopen(f"http://{server.http_url}/v2/models/{model}/stats", timeout=5.0) as response:
+        stats = json.load(response)["model_stats"][0]
+    return stats["inference_count"] / max(1, stats["execution_count"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,15 +9,16 @@ Five parts (DESIGN.md section 3):
   schedule     the same passes with and without what the draft model said: equal bit for bit, no ties
   distribution chi-square tests of the tokens of many seeds against the target's exact softmax
 
+With `--transport unary` the live parts go through `wisp_verifier_batched`, in mode sync; schedule and distribution,
+which know no transport, are left out.
+
 Exit code 1 if anything is not as it must be.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import gc
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -27,13 +28,25 @@ from transformers.utils import logging as transformers_logging
 
 from bench import lossless_distribution as distribution
 from bench import lossless_schedule as schedule
-from bench.live import ServerShare
-from bench.lossless_live import AUTO, Cell, References, case_key, load_drafters, on_server, run_cells, show
+from bench.live import ServerShare, requests_per_batch
+from bench.lossless_live import (
+    AUTO,
+    Cell,
+    References,
+    case_key,
+    live_figures,
+    load_drafters,
+    on_server,
+    run_cells,
+    show,
+)
 from bench.lossless_reference import TIE_GAP, Case, Reference, torch_threads
 from bench.lossless_rules import RULE_CASES, few, run_rules
 from bench.prompts import mt_bench_questions
 from bench.report import Progress, check_targets, finish, print_table
 from edge_runtime.tokenizer import Tokenizer
+from edge_runtime.transport import VERIFIER_MODEL, GrpcStream
+from edge_runtime.unary_transport import UNARY_MODEL, UnaryTransport
 from triton_models.launcher import make_server
 from triton_models.target_model import load_target
 from triton_models.torch_verifier import TorchVerifier
@@ -50,6 +63,7 @@ _FULL = {"prompts": 24, "tokens": 64, "seeds": 3, "distribution_seeds": 20_000}
 _QUICK = {"prompts": 4, "tokens": 24, "seeds": 1, "distribution_seeds": 4_000}
 _RULE_PROMPTS, _QUICK_RULE_PROMPTS, _RULE_TOKENS = 4, 1, 48  # per rule and mode: greedy, and as many sampled
 _SCHEDULE_AHEAD = 8  # longest chain of the fixed schedule
+TRANSPORTS = {"stream": (VERIFIER_MODEL, GrpcStream), "unary": (UNARY_MODEL, UnaryTransport)}
 _LIMITS = {"prompts": (1, 80), "tokens": (2, 1024), "seeds": (1, 100), "sessions": (1, 64)}
 
 
@@ -59,7 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, metavar="N", help=f"new tokens at most [{_FULL['tokens']}]")
     parser.add_argument("--seeds", type=int, metavar="N", help=f"at temperature 0.8 [{_FULL['seeds']}]")
     parser.add_argument("--drafts", default="int8,int4", help="draft graphs, by commas [%(default)s]")
-    parser.add_argument("--modes", default="free,sync", help="modes, by commas [%(default)s]")
+    parser.add_argument("--modes", help="modes, by commas [free,sync; with --transport unary: sync]")
+    parser.add_argument("--transport", choices=list(TRANSPORTS), default="stream", help="[%(default)s]")
     parser.add_argument("--sessions", type=int, default=6, metavar="N", help="at once [%(default)s]")
     parser.add_argument(
         "--distribution-seeds", type=int, metavar="N", help=f"per test [{_FULL['distribution_seeds']}]"
@@ -82,7 +97,9 @@ def checked(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments with their defaults. Raises ConfigError."""
     sizes = _QUICK if args.quick else _FULL
     config = {name: value if getattr(args, name) is None else getattr(args, name) for name, value in sizes.items()}
-    config |= {"sessions": args.sessions, "drafts": args.drafts.split(","), "modes": args.modes.split(",")}
+    modes = ("sync" if args.transport == "unary" else "free,sync") if args.modes is None else args.modes
+    config |= {"sessions": args.sessions, "drafts": args.drafts.split(","), "modes": modes.split(",")}
+    config["transport"] = args.transport
     for name, (low, high) in _LIMITS.items():
         if not low <= config[name] <= high:
             raise ConfigError(f"--{name} is {config[name]}; allowed: {low} to {high}")
@@ -92,6 +109,8 @@ def checked(args: argparse.Namespace) -> dict[str, Any]:
         unknown = [value for value in config[name] if value not in allowed]
         if unknown or len(set(config[name])) != len(config[name]):
             raise ConfigError(f"--{name} is {getattr(args, name)!r}; allowed, once each: {', '.join(allowed)}")
+    if args.transport == "unary" and config["modes"] != ["sync"]:
+        raise ConfigError(f"--modes is {modes!r}; allowed with --transport unary: sync")
     num_prompts = min(config["prompts"], _QUICK_RULE_PROMPTS if args.quick else _RULE_PROMPTS)
     config |= {"rule_prompts": num_prompts, "rule_tokens": min(config["tokens"], _RULE_TOKENS)}
     return config | {"schedule_ahead": _SCHEDULE_AHEAD, "dtype": "float32", "tie_gap": TIE_GAP}
@@ -101,9 +120,11 @@ def run(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """All parts: figures, and what is asked of them."""
     tokenizer = Tokenizer.load(default_target_dir())
     cases = make_cases(tokenizer, config["prompts"], config["seeds"])
-    figures = fixed_schedule(cases, tokenizer, config)
-    gc.collect()  # the target's weights, before the reference loads its own
-    figures |= distributions(config["distribution_seeds"])
+    figures: dict[str, Any] = {}
+    if config["transport"] == "stream":
+        figures |= fixed_schedule(cases, tokenizer, config)
+        gc.collect()  # the target's weights, before the reference loads its own
+        figures |= distributions(config["distribution_seeds"])
     refs = references(cases, config["tokens"], tokenizer.eos_token_ids)
     figures |= live(refs, tokenizer, config)
     num_rule_sessions = sum(len(RULE_CASES[Mode(mode)]) for mode in config["modes"]) * 2 * config["rule_prompts"]
@@ -114,11 +135,14 @@ def run(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
         "mismatches": "<= 0",
         "rule_mismatches": "<= 0",
         "cells_without_verified_drafts": "<= 0",
+    }
+    if config["transport"] == "unary":
+        return figures, targets
+    return figures, targets | {
         "fixed_schedule_mismatches": "<= 0",
         "chi_square_least_p": f">= {distribution.threshold():.3g}",
         "chi_square_wrong_samplers_greatest_p": f"<= {distribution.threshold():.3g}",
     }
-    return figures, targets
 
 
 def make_cases(tokenizer: Tokenizer, num_prompts: int, num_seeds: int) -> dict[str, list[Case]]:
@@ -159,48 +183,20 @@ def live(refs: References, tokenizer: Tokenizer, config: dict[str, Any]) -> dict
     cells: list[Cell] = []
     shares: dict[str, ServerShare] = {}
     modes = [Mode(mode) for mode in config["modes"]]
-    with make_server(settings={"dtype": "float32", "device": "cpu"}) as server:
+    model, connect = TRANSPORTS[config["transport"]]
+    with make_server(models=[model], settings={"dtype": "float32", "device": "cpu"}) as server:
         for draft in config["drafts"]:
             by_default = partial(make_controller, AUTO, model=shipped_model(draft))
-            run_one = on_server(server, config["tokens"], tokenizer.eos_token_ids, by_default)
+            run_one = on_server(server, config["tokens"], tokenizer.eos_token_ids, by_default, connect)
             found, shares[draft] = run_cells(server, run_one, draft, modes, refs, config["sessions"])
             cells += found
-        run_with = partial(on_server, server, config["rule_tokens"], tokenizer.eos_token_ids)
+        run_with = partial(on_server, server, config["rule_tokens"], tokenizer.eos_token_ids, connect=connect)
         rule_refs = few(refs, config["rule_prompts"], config["rule_tokens"])
         cells += run_rules(server, run_with, modes, rule_refs, config["sessions"])
+        per_batch = None if config["transport"] == "stream" else requests_per_batch(server, model)
     show(cells, tokenizer)
-    return live_figures(cells) | {f"acceptance_{draft}": share.acceptance_rate for draft, share in shares.items()}
-
-
-def live_figures(cells: Sequence[Cell]) -> dict[str, Any]:
-    """Figures of all cells together and of each."""
-    of_rules = [cell for cell in cells if cell.rule != AUTO]
-    idle = [cell for cell in cells if cell.share is None or cell.share.acceptance_rate is None]
-    return {
-        "sessions": sum(cell.num_sessions for cell in cells),
-        "sessions_equal": sum(cell.num_equal for cell in cells),
-        "tokens": sum(cell.num_tokens for cell in cells),
-        "mismatches": sum(len(cell.mismatches) for cell in cells),
-        "rule_sessions": sum(cell.num_sessions for cell in of_rules),
-        "rule_mismatches": sum(len(cell.mismatches) for cell in of_rules),
-        "cells_without_verified_drafts": len(idle),
-        "ties": [cell.describe(difference) for cell in cells for difference in cell.ties],
-        "mismatch_details": [cell.describe(difference) for cell in cells for difference in cell.mismatches],
-        "cells": [
-            {
-                "draft": cell.draft,
-                "mode": cell.mode.value,
-                "rule": cell.rule,
-                "sampling": cell.sampling,
-                "sessions": cell.num_sessions,
-                "equal": cell.num_equal,
-                "ties": len(cell.ties),
-                "mismatches": len(cell.mismatches),
-                **({} if cell.share is None else dataclasses.asdict(cell.share)),
-            }
-            for cell in cells
-        ],
-    }
+    figures = live_figures(cells) | {f"acceptance_{draft}": share.acceptance_rate for draft, share in shares.items()}
+    return figures if per_batch is None else figures | {"requests_per_batch": per_batch}
 
 
 def fixed_schedule(cases: dict[str, list[Case]], tokenizer: Tokenizer, config: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import queue
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -14,6 +15,7 @@ from bench.report import Progress, print_table
 from edge_runtime.client import TokenDrafter
 from edge_runtime.drafter import Drafter
 from edge_runtime.tokenizer import Tokenizer
+from edge_runtime.transport import GrpcStream, VerifyTransport
 from triton_models.server_process import ServerProcess
 from wisp_plugin.controller import SpeculationController
 from wisp_plugin.coupling import Float64s
@@ -94,8 +96,9 @@ def on_server(
     max_new_tokens: int,
     eos_token_ids: tuple[int, ...],
     controller: Callable[[Mode], SpeculationController],
+    connect: Callable[[str], VerifyTransport] = GrpcStream,
 ) -> RunSession:
-    """Sessions on `server`, each with a connection, an edge client and a controller of its own.
+    """Sessions on `server`, each with a connection made by `connect`, an edge client and a controller of its own.
 
     The drafter knows the prompt beforehand. With many devices on the server's own cores, drafts in `free` mode would
     otherwise come too late to be verified, and equality would say little.
@@ -107,7 +110,7 @@ def on_server(
         drafter.draft_token_with_stats(case.prompt, case.sampling)
         opened = make_open(case.prompt, max_new_tokens, mode, case.sampling, eos_token_ids)
         drafting = Drafting(drafter, mode, make_controller=lambda: controller(mode))
-        return run_session(server.grpc_url, opened, drafting).tokens
+        return run_session(server.grpc_url, opened, drafting, connect=connect).tokens
 
     return run
 
@@ -171,6 +174,37 @@ def judge(
     num_tokens = sum(len(tokens) for _, tokens in found)
     num_equal = len(found) - len(differences)
     return Cell(draft, mode, sampling, len(found), num_tokens, num_equal, differences, share, rule)
+
+
+def live_figures(cells: Sequence[Cell]) -> dict[str, Any]:
+    """Figures of all cells together and of each."""
+    of_rules = [cell for cell in cells if cell.rule != AUTO]
+    idle = [cell for cell in cells if cell.share is None or cell.share.acceptance_rate is None]
+    return {
+        "sessions": sum(cell.num_sessions for cell in cells),
+        "sessions_equal": sum(cell.num_equal for cell in cells),
+        "tokens": sum(cell.num_tokens for cell in cells),
+        "mismatches": sum(len(cell.mismatches) for cell in cells),
+        "rule_sessions": sum(cell.num_sessions for cell in of_rules),
+        "rule_mismatches": sum(len(cell.mismatches) for cell in of_rules),
+        "cells_without_verified_drafts": len(idle),
+        "ties": [cell.describe(difference) for cell in cells for difference in cell.ties],
+        "mismatch_details": [cell.describe(difference) for cell in cells for difference in cell.mismatches],
+        "cells": [
+            {
+                "draft": cell.draft,
+                "mode": cell.mode.value,
+                "rule": cell.rule,
+                "sampling": cell.sampling,
+                "sessions": cell.num_sessions,
+                "equal": cell.num_equal,
+                "ties": len(cell.ties),
+                "mismatches": len(cell.mismatches),
+                **({} if cell.share is None else dataclasses.asdict(cell.share)),
+            }
+            for cell in cells
+        ],
+    }
 
 
 def show(cells: Sequence[Cell], tokenizer: Tokenizer) -> None:

@@ -124,6 +124,13 @@ def _add_training_commands(commands: argparse._SubParsersAction[argparse.Argumen
 def _add_session_arguments(parser: argparse.ArgumentParser) -> None:
     where = parser.add_argument_group("server")
     where.add_argument("--server", default="127.0.0.1:8001", metavar="HOST:PORT", help="gRPC endpoint [%(default)s]")
+    where.add_argument(
+        "--transport",
+        choices=["stream", "unary"],
+        default="stream",
+        help="stream: one gRPC stream per session, to wisp_verifier; unary: one request per draft, in mode sync, to "
+        "wisp_verifier_batched [%(default)s]",
+    )
     where.add_argument("--tls", action="store_true", help="encrypt the connection")
     where.add_argument("--ca", metavar="PEM", help="authority that signed the server's certificate")
     where.add_argument("--cert", metavar="PEM", help="client certificate, for mutual TLS")
@@ -157,7 +164,9 @@ def _add_session_arguments(parser: argparse.ArgumentParser) -> None:
         help="weights of `wisp-edge train-controller` [those that are shipped for the draft]",
     )
     draft.add_argument(
-        "--mode", choices=["free", "sync"], default="free", help="free: nobody waits; sync: one commit per draft [free]"
+        "--mode",
+        choices=["free", "sync"],
+        help="free: nobody waits; sync: one commit per draft [free; sync with --transport unary]",
     )
     _add_threads(draft)
     _add_slo_arguments(parser)

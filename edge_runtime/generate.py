@@ -14,6 +14,7 @@ from edge_runtime.client import EdgeClient, TokenTimes
 from edge_runtime.drafter import Drafter
 from edge_runtime.tokenizer import StopMatcher, TextStream, Tokenizer
 from edge_runtime.transport import GrpcStream, TlsFiles
+from edge_runtime.unary_transport import UnaryTransport
 from wisp_plugin.acceptance_model import AcceptanceModel, shipped_model
 from wisp_plugin.config import check_slo_class
 from wisp_plugin.controller import SpeculationController
@@ -43,6 +44,7 @@ class Device:
     def load(cls, args: argparse.Namespace) -> Device:
         """Load what `args` name. Raises ModelError or ConfigError."""
         slo = _slo(args)
+        _mode(args)  # refused before anything is loaded
         folder = draft_folder(args.draft)
         tokenizer = Tokenizer.load(folder)
         drafter = None if args.no_draft else Drafter.load(folder, num_threads=args.threads)
@@ -62,7 +64,7 @@ class Device:
             max_new_tokens=args.max_new_tokens,
             sampling=_sampling(args, self.tokenizer.vocab_size),
             slo=self.slo,
-            mode=Mode(args.mode),
+            mode=_mode(args),
             eos_token_ids=() if args.ignore_eos else self.tokenizer.eos_token_ids,
         )
         limit = self.drafter.max_context_tokens if self.drafter else None
@@ -70,7 +72,8 @@ class Device:
         if (args.ca or args.cert or args.key) and not args.tls:
             raise ConfigError("--ca, --cert and --key are for an encrypted connection; add --tls")
         tls = TlsFiles(*(Path(p) if p else None for p in (args.ca, args.cert, args.key)))
-        transport = GrpcStream(args.server, tls if args.tls else None, vocab_hash(self.folder))
+        make_transport = UnaryTransport if args.transport == "unary" else GrpcStream
+        transport = make_transport(args.server, tls if args.tls else None, vocab_hash(self.folder))
         return EdgeClient(opened, session, transport, self.drafter)
 
     def _controller(self, mode: Mode) -> SpeculationController:
@@ -101,6 +104,15 @@ def _sampling(args: argparse.Namespace, vocab_size: int) -> Sampling:
         return checked_sampling(values, vocab_size)
     except InvalidRequest as error:
         raise ConfigError(str(error)) from None
+
+
+def _mode(args: argparse.Namespace) -> Mode:
+    """The mode that the options ask for. ConfigError if the transport has another one."""
+    if args.transport == "unary":
+        if args.mode == "free":
+            raise ConfigError("--mode free needs a stream; allowed with --transport unary: sync, its default")
+        return Mode.SYNC
+    return Mode(args.mode or "free")
 
 
 def _slo(args: argparse.Namespace) -> Slo:

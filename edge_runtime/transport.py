@@ -24,7 +24,7 @@ CONNECT_S = 5.0  # limit of waiting for the server's first answer
 CLOSE_S = 1.0  # limit of waiting for the server's end of the stream
 _TRITON_DTYPES = {"int32": "INT32", "uint8": "UINT8", "object": "BYTES"}
 # Answers about the server's state, ours and Triton's own: opening again later may help.
-_PASSING = (UNAVAILABLE, "is not healthy", "is not ready", "unknown model", "stopped accepting", "is stopping")
+PASSING = (UNAVAILABLE, "is not healthy", "is not ready", "unknown model", "stopped accepting", "is stopping")
 _NUMPY_DTYPES = {"INT32": np.int32, "INT64": np.int64, "UINT8": np.uint8, "FP32": np.float32}
 
 
@@ -90,42 +90,13 @@ class GrpcStream:
         self.close()
         session = message.session
         # The same tensor goes with every message: encode it once.
-        self._session_input = _as_input("SESSION", np.array([session.encode()], np.object_))
+        self._session_input = as_input("SESSION", np.array([session.encode()], np.object_))
         # A fresh queue: whatever the old stream still delivers ends up in the old one.
         inbox = self._inbox = queue.SimpleQueue()
-        self._client = self._connect()
-        self._check_ready(self._client)
+        self._client = connect(self._server, self._tls, self._keepalive_s)
+        check_ready(self._client, self._server, VERIFIER_MODEL)
         self._client.start_stream(callback=lambda result, error: inbox.put(_decode(session, result, error)))
         self._post(message)
-
-    def _connect(self) -> triton.InferenceServerClient:
-        alive = triton.KeepAliveOptions(
-            keepalive_time_ms=int(1e3 * self._keepalive_s),
-            keepalive_timeout_ms=int(1e3 * self._keepalive_s / 2),
-            keepalive_permit_without_calls=False,
-            http2_max_pings_without_data=0,
-        )
-        tls = self._tls or TlsFiles()
-        try:
-            return triton.InferenceServerClient(
-                url=self._server,
-                ssl=self._tls is not None,
-                root_certificates=str(tls.ca) if tls.ca else None,
-                certificate_chain=str(tls.cert) if tls.cert else None,
-                private_key=str(tls.key) if tls.key else None,
-                keepalive_options=alive,
-            )
-        except (triton.InferenceServerException, OSError, ValueError) as error:
-            raise TransportError(f"cannot connect to {self._server}: {_one_line(error)}") from None
-
-    def _check_ready(self, client: triton.InferenceServerClient) -> None:
-        """A stream connects lazily: ask first, so that a server that is not there is noticed here."""
-        try:
-            ready = client.is_model_ready(VERIFIER_MODEL, client_timeout=CONNECT_S)
-        except triton.InferenceServerException as error:
-            raise TransportError(f"no server at {self._server}: {_one_line(error)}") from None
-        if not ready:
-            raise TransportError(f"the server at {self._server} has no model {VERIFIER_MODEL!r} ready")
 
     def send(self, message: Draft | Close) -> None:
         """See `VerifyTransport.send`."""
@@ -135,14 +106,14 @@ class GrpcStream:
         if self._client is None:
             raise TransportError("the stream is not open")
         parameters, tensors = encode_request(message, self._vocab_hash)
-        inputs = [_as_input(name, array) for name, array in tensors.items() if name != "SESSION"]
+        inputs = [as_input(name, array) for name, array in tensors.items() if name != "SESSION"]
         inputs.append(self._session_input)
         try:
             self._client.async_stream_infer(
                 VERIFIER_MODEL, inputs, request_id=message.session[:8], parameters=parameters
             )
         except triton.InferenceServerException as error:
-            raise TransportError(f"the connection to {self._server} is lost: {_one_line(error)}") from None
+            raise TransportError(f"the connection to {self._server} is lost: {one_line(error)}") from None
 
     def receive(self, timeout_s: float) -> Commit | None:
         """See `VerifyTransport.receive`."""
@@ -175,7 +146,40 @@ class GrpcStream:
         client.close()
 
 
-def _as_input(name: str, array: np.ndarray[Any, np.dtype[Any]]) -> triton.InferInput:
+def connect(server: str, tls: TlsFiles | None, keepalive_s: float) -> triton.InferenceServerClient:
+    """A client of the server at HOST:PORT; `tls` None: not encrypted. Raises TransportError."""
+    alive = triton.KeepAliveOptions(
+        keepalive_time_ms=int(1e3 * keepalive_s),
+        keepalive_timeout_ms=int(1e3 * keepalive_s / 2),
+        keepalive_permit_without_calls=False,
+        http2_max_pings_without_data=0,
+    )
+    files = tls or TlsFiles()
+    try:
+        return triton.InferenceServerClient(
+            url=server,
+            ssl=tls is not None,
+            root_certificates=str(files.ca) if files.ca else None,
+            certificate_chain=str(files.cert) if files.cert else None,
+            private_key=str(files.key) if files.key else None,
+            keepalive_options=alive,
+        )
+    except (triton.InferenceServerException, OSError, ValueError) as error:
+        raise TransportError(f"cannot connect to {server}: {one_line(error)}") from None
+
+
+def check_ready(client: triton.InferenceServerClient, server: str, model: str) -> None:
+    """Connections are made lazily: ask first, so that a server that is not there is noticed. Raises TransportError."""
+    try:
+        ready = client.is_model_ready(model, client_timeout=CONNECT_S)
+    except triton.InferenceServerException as error:
+        raise TransportError(f"no server at {server}: {one_line(error)}") from None
+    if not ready:
+        raise TransportError(f"the server at {server} has no model {model!r} ready")
+
+
+def as_input(name: str, array: np.ndarray[Any, np.dtype[Any]]) -> triton.InferInput:
+    """A tensor as tritonclient wants it."""
     tensor = triton.InferInput(name, list(array.shape), _TRITON_DTYPES[array.dtype.name])
     tensor.set_data_from_numpy(array)
     return tensor
@@ -186,8 +190,8 @@ def _decode(session: str, result: triton.InferResult | None, error: Exception | 
     if error is not None:
         # An error of the stream itself carries a gRPC status; an answer to one request does not.
         broken = getattr(error, "status", lambda: None)() is not None
-        text = _one_line(error)
-        passing = broken or any(phrase in text for phrase in _PASSING)
+        text = one_line(error)
+        passing = broken or any(phrase in text for phrase in PASSING)
         return TransportError(text) if passing else RequestRefused(text)
     assert result is not None
     response = result.get_response()
@@ -203,6 +207,7 @@ def _decode(session: str, result: triton.InferResult | None, error: Exception | 
         return TransportError(f"the server sent something that is no commit: {failure}")
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """The message of an error, at most 300 characters."""
     text = error.message() if isinstance(error, triton.InferenceServerException) else str(error)
     return " ".join(str(text).split())[:300]

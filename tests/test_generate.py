@@ -15,7 +15,7 @@ from tests import tiny_model
 from tests.factories import make_commit
 from tests.fakes import FakeClock
 from tests.test_client import LAST, ScriptedTransport, make_client, overloaded, run
-from wisp_plugin.messages import Commit, Slo, Status
+from wisp_plugin.messages import Commit, Mode, Slo, Status
 from wisp_plugin.wire_values import named_slo
 
 
@@ -93,6 +93,27 @@ def test_an_slo_that_cannot_be_is_refused_in_one_line_before_anything_is_loaded(
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith("wisp-edge: ")
     assert line in said
+
+
+# -- the transport -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mode"),
+    [((), Mode.FREE), (("--mode", "sync"), Mode.SYNC), (("--transport", "unary"), Mode.SYNC)],
+)
+def test_the_mode_follows_from_the_transport(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], mode: Mode
+) -> None:
+    edge = Edge(folder, monkeypatch, answer(2))
+    monkeypatch.setattr(generate, "UnaryTransport", lambda *options: edge.transport)
+    assert edge.run(*arguments) == 0
+    assert [message.mode for message in edge.transport.opens] == [mode]
+
+
+def test_free_mode_over_unary_is_refused_before_anything_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "hi", "--draft", "no/such/folder", "--transport", "unary", "--mode", "free"]) == 2
+    assert "--mode free needs a stream; allowed with --transport unary: sync" in capsys.readouterr().err
 
 
 # -- how it was met ---------------------------------------------------------------------------------------------

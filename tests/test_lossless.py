@@ -255,6 +255,7 @@ def test_a_mismatch_makes_the_exit_code_one(
         ("--drafts", "int8,fp4"),
         ("--drafts", "int8,int8"),
         ("--modes", ""),
+        ("--transport", "unary", "--modes", "free,sync"),
         ("--distribution-seeds", "10"),
     ],
 )

@@ -9,18 +9,23 @@ import subprocess
 import sys
 import threading
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 
-from tests.factories import make_commit
+from tests.factories import ids, make_commit, make_estimator
+from tests.fakes import VOCAB_SIZE, FakeVerifier, target_alone
 from tests.tiny_model import hf_folder
 from triton_models.watcher import Watcher
 from wisp_plugin.config import SETTINGS_VARIABLE, EngineConfig
 from wisp_plugin.errors import ConfigError
 from wisp_plugin.messages import Slo
 from wisp_plugin.telemetry import Telemetry
+from wisp_plugin.unary_engine import UnaryEngine
+from wisp_plugin.wire import WireLimits
 
 FINAL = 1
 SLACK_BOUNDS = ("-1", "-0.3", "-0.1", "-0.03", "0", "0.1", "0.3", "1", "3", "+Inf")
@@ -68,13 +73,22 @@ class FakeFamily:
         return types.SimpleNamespace(increment=increment, set=set_to)
 
 
+class TritonError(tuple[str, str]):
+    """Message and code."""
+
+    INVALID_ARG, UNAVAILABLE = "invalid", "unavailable"
+
+    def __new__(cls, message: str, code: str = "internal") -> TritonError:
+        return super().__new__(cls, (message, code))
+
+
 @pytest.fixture(scope="module")
 def adapter() -> Any:
     """`pb_adapter` and `verifier_model` on a `pb_utils` of our own."""
     fake = types.ModuleType("triton_python_backend_utils")
     fake.TRITONSERVER_RESPONSE_COMPLETE_FINAL = FINAL  # type: ignore[attr-defined]
     fake.Tensor = lambda name, array: (name, array)  # type: ignore[attr-defined]
-    fake.TritonError = str  # type: ignore[attr-defined]
+    fake.TritonError = TritonError  # type: ignore[attr-defined]
     fake.MetricFamily = FakeFamily  # type: ignore[attr-defined]
     fake.InferenceResponse = lambda output_tensors=None, error=None: (output_tensors, error)  # type: ignore[attr-defined]
     sys.modules["triton_python_backend_utils"] = fake
@@ -164,7 +178,7 @@ def test_settings_of_the_launcher_go_over_those_of_the_model(adapter: Any, monke
     from triton_models.verifier_model import read_settings
 
     monkeypatch.setenv(SETTINGS_VARIABLE, json.dumps({"kv_tokens": 4096}))
-    ours = config(target="x", kv_tokens=8192, max_sessions=7, EXECUTION_ENV_PATH="env.tar.gz")
+    ours = config(target="x", kv_tokens=8192, max_sessions=7, EXECUTION_ENV_PATH="env.tar.gz", WISP_PROFILE="x")
     verifier, engine = read_settings(ours)
     assert (verifier.target, verifier.kv_tokens, engine.max_sessions) == ("x", 4096, 7)
 
@@ -195,6 +209,47 @@ def test_slos_reach_the_wire(adapter: Any) -> None:
     limits = wire_limits(verifier, EngineConfig(ttft_ms=900.0, tpot_ms=90.0, slo_classes="tight=500/60"))  # type: ignore[arg-type]
     assert limits.default_slo == Slo(900.0, 90.0, "default")
     assert limits.slo_classes == {"tight": Slo(500.0, 60.0, "tight")}
+
+
+class FakeRequest:
+    """A unary request as Triton hands it over."""
+
+    def __init__(self, *tokens: int, **parameters: Any) -> None:
+        self._tokens, self._parameters = np.array([tokens], np.int32), parameters
+
+    def parameters(self) -> str:
+        return json.dumps(self._parameters)
+
+    def inputs(self) -> list[Any]:
+        return [types.SimpleNamespace(name=lambda: "TOKENS", as_numpy=lambda: self._tokens)]
+
+
+def unary_engine(on_run: Callable[[], None] = lambda: None) -> tuple[UnaryEngine, WireLimits]:
+    """An engine on the fake verifier, and what it accepts."""
+    verifier, limits = FakeVerifier(on_run=on_run), WireLimits(VOCAB_SIZE, 64, max_draft_ahead=8)
+    return UnaryEngine(verifier, verifier.pool, limits, EngineConfig(), make_estimator()), limits
+
+
+def test_a_malformed_request_of_a_batch_harms_no_other(adapter: Any) -> None:
+    engine, limits = unary_engine()
+    bad = [FakeRequest(1, VOCAB_SIZE), FakeRequest(1, seeed=1), FakeRequest(3, seed=-1)]
+    answers = adapter.answer_batch(engine, [FakeRequest(1, 2), *bad[:2], FakeRequest(3), bad[2]], limits)
+    errors = [error and error[0] for _, error in answers]
+    assert [bool(error) for error in errors] == [False, True, True, False, True]
+    assert errors[1] == f"tensor 'TOKENS' has token id {VOCAB_SIZE} at 1; allowed: 0 to {VOCAB_SIZE - 1}"
+    assert {error[1] for _, error in answers if error} == {"invalid"}
+    tokens = [dict(outputs)["NEXT_TOKENS"].tolist() for outputs, error in answers if not error]
+    assert tokens == [[target_alone(ids(1, 2), 3)[2:]], [target_alone(ids(3), 2)[1:]]]
+
+
+def test_an_engine_that_fails_answers_everybody_in_one_line(adapter: Any) -> None:
+    def fail() -> None:
+        raise RuntimeError("no memory\nat all")
+
+    engine, limits = unary_engine(fail)
+    answers = adapter.answer_batch(engine, [FakeRequest(1, 2), FakeRequest(-1), FakeRequest(3)], limits)
+    line = "unavailable: the verifier has failed: RuntimeError: no memory at all"
+    assert [error for _, error in answers] == [(line, "unavailable")] * 3
 
 
 def test_a_target_from_the_hub_brings_its_tokenizer(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Settings of `wisp_verifier` from its model configuration and the launcher, and the wire limits that follow."""
+"""Settings of our verifiers from the model configuration and the launcher, and the wire limits that follow."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from wisp_plugin.wire import WireLimits
 
 # Parameters that the Python backend itself understands.
 BACKEND_PARAMETERS = frozenset({"EXECUTION_ENV_PATH", "FORCE_CPU_ONLY_INPUT_TENSORS"})
+STRATEGY_PREFIX = "WISP_"  # of parameters that are for the batching strategy beside the model (`batchstrategy.so`)
 
 
 def read_settings(model_config: dict[str, Any]) -> tuple[VerifierConfig, EngineConfig]:
@@ -39,7 +40,11 @@ def read_settings(model_config: dict[str, Any]) -> tuple[VerifierConfig, EngineC
     if num_instances > 1:
         raise ConfigError(f"instance_group has {num_instances} instances; allowed: 1, which holds all sessions")
     parameters = model_config.get("parameters", {})
-    values = {name: value["string_value"] for name, value in parameters.items() if name not in BACKEND_PARAMETERS}
+    values = {
+        name: value["string_value"]
+        for name, value in parameters.items()
+        if name not in BACKEND_PARAMETERS and not name.startswith(STRATEGY_PREFIX)
+    }
     values |= json.loads(os.environ.get(SETTINGS_VARIABLE, "{}"))
     names = {f.name for f in dataclasses.fields(VerifierConfig)}
     verifier_config = from_mapping(VerifierConfig, {k: v for k, v in values.items() if k in names})

@@ -1,4 +1,4 @@
-"""Between Triton's Python backend and the engine: the only importer of `triton_python_backend_utils`."""
+"""Between Triton's Python backend and the engines: the only importer of `triton_python_backend_utils`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ from wisp_plugin.errors import InvalidRequest
 from wisp_plugin.messages import Commit
 from wisp_plugin.metrics import Kind
 from wisp_plugin.telemetry import Telemetry
-from wisp_plugin.wire import WireLimits, decode_request, encode_commit
+from wisp_plugin.unary_engine import Answer, UnaryEngine
+from wisp_plugin.unary_wire import VerifyRequest, decode_verify, encode_answer
+from wisp_plugin.wire import UNAVAILABLE, WireLimits, decode_request, encode_commit
 from wisp_plugin.wire_values import is_anonymous
 
 PUBLISH_PERIOD_S = 1.0  # of gauges and histograms
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+log = logging.getLogger(__name__)
 
 
 class TritonReply:
@@ -70,10 +74,14 @@ class TritonReply:
                 self._cancelled = bool(self._sender.is_cancelled())
 
 
+def _read(request: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parameters and tensors of a Triton request."""
+    return json.loads(request.parameters() or "{}"), {t.name(): t.as_numpy() for t in request.inputs()}
+
+
 def submit(engine: Engine, request: Any, limits: WireLimits, watcher: Watcher) -> None:
     """Decode a Triton request and hand it to the engine; a malformed one is answered here."""
-    parameters = json.loads(request.parameters() or "{}")
-    tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+    parameters, tensors = _read(request)
     reply = TritonReply(request, watcher, tell_session=is_anonymous(tensors))
     try:
         message = decode_request(parameters, tensors, limits)
@@ -81,6 +89,37 @@ def submit(engine: Engine, request: Any, limits: WireLimits, watcher: Watcher) -
         reply.fail(str(error))
         return
     engine.submit(message, reply)
+
+
+def answer_batch(engine: UnaryEngine, requests: list[Any], limits: WireLimits) -> list[Any]:
+    """One response for each unary request of a batch, in order. A malformed one, refused here, harms no other; an
+    engine that fails, fails all of them, and is asked again with the next batch."""
+    try:
+        decoded = [_decode_verify(request, limits) for request in requests]
+        answers = iter(engine.serve([one for one in decoded if isinstance(one, VerifyRequest)]))
+        return [_response(next(answers) if isinstance(one, VerifyRequest) else one) for one in decoded]
+    except Exception as error:
+        log.exception("a batch of %d requests has failed", len(requests))
+        line = " ".join(f"{UNAVAILABLE}the verifier has failed: {type(error).__name__}: {error}".split())[:300]
+        return [_error(line, pb_utils.TritonError.UNAVAILABLE) for _ in requests]
+
+
+def _decode_verify(request: Any, limits: WireLimits) -> VerifyRequest | InvalidRequest:
+    try:
+        return decode_verify(*_read(request), limits)
+    except InvalidRequest as error:
+        return error
+
+
+def _response(answer: Answer) -> Any:
+    if isinstance(answer, InvalidRequest):
+        return _error(str(answer), pb_utils.TritonError.INVALID_ARG)
+    tensors = encode_answer(answer)
+    return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor(*pair) for pair in tensors.items()])
+
+
+def _error(line: str, code: Any) -> Any:
+    return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(line, code))
 
 
 class Metrics:

@@ -32,7 +32,7 @@ class Origin(enum.IntEnum):
 
 
 class Status(enum.IntEnum):
-    """State of a session as told by a commit. All but RUNNING end the response stream."""
+    """State of a session as told by a commit or a unary answer. All but RUNNING end the response stream."""
 
     RUNNING = 0
     EOS = 1
@@ -41,6 +41,7 @@ class Status(enum.IntEnum):
     SUPERSEDED = 4
     CONFLICT = 5
     OVERLOADED = 6
+    NEED_PREFIX = 7  # unary only: the server does not hold the prefix, all tokens have to be sent again
 
 
 class Mode(enum.StrEnum):

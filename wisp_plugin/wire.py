@@ -18,7 +18,7 @@ import numpy as np
 from wisp_plugin import wire_values as values
 from wisp_plugin.config import DEFAULT_SLO_CLASS
 from wisp_plugin.errors import InvalidRequest
-from wisp_plugin.messages import PROTOCOL_VERSION, Close, Commit, Draft, Open, Origin, Slo, Status, Timing
+from wisp_plugin.messages import PROTOCOL_VERSION, Close, Commit, Draft, Open, Origin, Slo, Status, Timing, Tokens
 from wisp_plugin.wire_values import Array, Parameter
 
 Request = Open | Draft | Close
@@ -27,9 +27,10 @@ UNAVAILABLE = "unavailable: "  # begins errors that are about the server's state
 
 _SAMPLING_PARAMETERS = {"seed", "temperature", "top_k", "top_p", "repetition_penalty"}
 _SESSION_PARAMETERS = {"prompt_len", "max_new_tokens", "eos_token_ids", "ignore_eos", "mode", "logprobs", "vocab_hash"}
-_SLO_PARAMETERS = {"slo", "ttft_ms", "tpot_ms"}
-_OPEN_PARAMETERS = frozenset({"op", "protocol"} | _SLO_PARAMETERS | _SAMPLING_PARAMETERS | _SESSION_PARAMETERS)
+SLO_PARAMETERS = {"slo", "ttft_ms", "tpot_ms"}
+OPEN_PARAMETERS = frozenset({"op", "protocol"} | SLO_PARAMETERS | _SAMPLING_PARAMETERS | _SESSION_PARAMETERS)
 _OTHER_PARAMETERS = frozenset({"op", "protocol"})
+_COMMIT_STATUSES = frozenset(Status) - {Status.NEED_PREFIX}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,28 +67,36 @@ def decode_request(parameters: Mapping[str, Parameter], tensors: Mapping[str, Ar
     protocol = parameters.get("protocol", PROTOCOL_VERSION if op != "open" else None)
     if op not in ("open", "draft", "close"):
         raise InvalidRequest(f"parameter 'op' is {values.shown(op)}; allowed: 'open', 'draft', 'close'")
-    if str(protocol) != str(PROTOCOL_VERSION):
-        raise InvalidRequest(
-            f"parameter 'protocol' is {values.shown(protocol)}; this server speaks protocol {PROTOCOL_VERSION}"
-        )
-    allowed = _OPEN_PARAMETERS if op == "open" else _OTHER_PARAMETERS
+    check_protocol(protocol)
+    allowed = OPEN_PARAMETERS if op == "open" else _OTHER_PARAMETERS
     unknown = sorted(name for name in parameters if name not in allowed and not name.startswith("triton_"))
     if unknown:
         name = values.shown(unknown[0])
         raise InvalidRequest(f"unknown parameter {name} for '{op}'; allowed: {', '.join(sorted(allowed))}")
     session = values.session(tensors, may_be_empty=op == "open")
     if op == "open":
-        return _decode_open(session or new_session_id(), parameters, tensors, limits)
+        values.check_vocab_hash(parameters, limits.vocab_hash)
+        tokens = values.token_ids(tensors, "TOKENS", limits.vocab_size)
+        return decode_open(session or new_session_id(), parameters, tokens, limits)
     if op == "draft":
         return _decode_draft(session, tensors, limits)
     return Close(session)
 
 
-def _decode_open(
-    session: str, parameters: Mapping[str, Parameter], tensors: Mapping[str, Array], limits: WireLimits
-) -> Open:
-    values.check_vocab_hash(parameters, limits.vocab_hash)
-    tokens = values.token_ids(tensors, "TOKENS", limits.vocab_size)
+def check_protocol(protocol: Parameter | None) -> None:
+    """Refuse a client that speaks another protocol."""
+    if str(protocol) != str(PROTOCOL_VERSION):
+        raise InvalidRequest(
+            f"parameter 'protocol' is {values.shown(protocol)}; this server speaks protocol {PROTOCOL_VERSION}"
+        )
+
+
+def decode_open(session: str, parameters: Mapping[str, Parameter], tokens: Tokens, limits: WireLimits) -> Open:
+    """The open that `parameters` and `tokens` (inside the vocabulary) describe; unknown names were refused before.
+
+    Raises:
+        InvalidRequest: a value out of range, or values that contradict each other.
+    """
     if len(tokens) == 0:
         raise InvalidRequest("tensor 'TOKENS' is empty; a session needs at least one prompt token")
     prompt_len = values.integer(parameters, "prompt_len", len(tokens), 1, len(tokens))
@@ -151,30 +160,38 @@ def encode_request(request: Request, vocab_hash: str = "") -> tuple[dict[str, Pa
         if request.survival is not None:
             tensors["SURVIVAL"] = np.asarray(request.survival, np.uint8)
         return {"op": "draft"}, tensors
-    sampling = request.sampling
+    parameters: dict[str, Parameter] = {"op": "open", **open_parameters(request), "mode": request.mode.value}
+    if vocab_hash:
+        parameters["vocab_hash"] = vocab_hash
+    return parameters, session | {"TOKENS": np.asarray(request.tokens, np.int32)}
+
+
+def open_parameters(opened: Open) -> dict[str, Parameter]:
+    """The request parameters that say what `opened` does, but for `op` and `mode`: the client's side of `decode_open`.
+
+    Raises:
+        InvalidRequest: banned tokens, for which the protocol has no parameter.
+    """
+    sampling = opened.sampling
     if sampling.banned_token_ids:
         raise InvalidRequest("banned tokens cannot be sent: the protocol has no parameter for them")
     parameters: dict[str, Parameter] = {
-        "op": "open",
         "protocol": PROTOCOL_VERSION,
-        "prompt_len": request.prompt_len,
-        "max_new_tokens": request.max_new_tokens,
+        "prompt_len": opened.prompt_len,
+        "max_new_tokens": opened.max_new_tokens,
         "seed": sampling.seed,
         "temperature": repr(sampling.temperature),
         "top_k": sampling.top_k,
         "top_p": repr(sampling.top_p),
         "repetition_penalty": repr(sampling.repetition_penalty),
-        "mode": request.mode.value,
-        "logprobs": request.logprobs,
-        **values.slo_parameters(request.slo),
+        "logprobs": opened.logprobs,
+        **values.slo_parameters(opened.slo),
     }
-    if request.eos_token_ids:
-        parameters["eos_token_ids"] = ",".join(str(i) for i in request.eos_token_ids)
+    if opened.eos_token_ids:
+        parameters["eos_token_ids"] = ",".join(str(i) for i in opened.eos_token_ids)
     else:
         parameters["ignore_eos"] = True
-    if vocab_hash:
-        parameters["vocab_hash"] = vocab_hash
-    return parameters, session | {"TOKENS": np.asarray(request.tokens, np.int32)}
+    return parameters
 
 
 # -- commits ----------------------------------------------------------------------------------------------------
@@ -211,7 +228,7 @@ def decode_commit(tensors: Mapping[str, Array], session: str = "") -> Commit:
     tokens, origin = values.vector(tensors, "TOKENS", np.int32), values.vector(tensors, "ORIGIN", np.uint8)
     timing, load = values.vector(tensors, "TIMING_US", np.int64), values.vector(tensors, "LOAD", np.float32)
     status = values.scalar(tensors, "STATUS", np.int32)
-    if len(tokens) != len(origin) or len(timing) != 4 or len(load) != 2 or status not in set(Status):
+    if len(tokens) != len(origin) or len(timing) != 4 or len(load) != 2 or status not in _COMMIT_STATUSES:
         raise InvalidRequest("a commit of unexpected form; is the server of another protocol version?")
     if "LOGPROBS" in tensors and len(tensors["LOGPROBS"]) != len(tokens):
         raise InvalidRequest("a commit of unexpected form; is the server of another protocol version?")

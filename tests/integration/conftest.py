@@ -80,6 +80,20 @@ def shared_server(
     next(making, None)
 
 
+@pytest.fixture(scope="session")
+def unary_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, default_models: None
+) -> Iterator[ServerProcess]:
+    """One server with `wisp_verifier_batched`, which remembers four sessions and holds KV of 384 tokens."""
+    making = _factory(request.config, tmp_path_factory.mktemp("unary"))
+    small = {"kv_tokens": 384, "kv_block_tokens": 32, "max_sessions": 4}
+    server = next(making)(small, models=["wisp_verifier_batched"])
+    server.start()
+    server.wait_ready()
+    yield server
+    next(making, None)
+
+
 @pytest.fixture
 def server(shared_server: ServerProcess) -> ServerProcess:
     """The shared server, which must be alive before and after the test."""

@@ -1,0 +1,1 @@
+from triton_models.batched_model import TritonPythonModel  # noqa: F401

@@ -1,0 +1,63 @@
+"""`TritonPythonModel` of `wisp_verifier_batched`: unary requests, batched by Triton, one verification each."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from typing import Any
+
+from triton_models import pb_adapter
+from triton_models.model_settings import read_settings, wire_limits
+from triton_models.profiling import ensure_profile
+from triton_models.torch_verifier import load_verifier
+from triton_models.verifier_model import open_trace, profile_line
+from triton_models.watcher import Watcher
+from wisp_plugin.errors import WispError
+from wisp_plugin.unary_engine import UnaryEngine
+
+log = logging.getLogger(__name__)
+
+
+class TritonPythonModel:
+    """The unary verifier as Triton sees it."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the target model; a configuration that cannot work fails the load."""
+        logging.basicConfig(level=logging.INFO, handlers=[pb_adapter.TritonLogHandler()], format="%(message)s")
+        try:
+            verifier_config, config = read_settings(json.loads(args["model_config"]))
+            self._trace = open_trace(config)
+            verifier = load_verifier(verifier_config)
+            self._limits = wire_limits(verifier, config)
+            # The same file serves the batching strategy, where one is installed.
+            profile = ensure_profile(verifier, config, lambda line: log.info("wisp_verifier_batched: %s", line))
+        except WispError as error:
+            raise pb_adapter.fail_load(str(error)) from None
+        self._engine = UnaryEngine(
+            verifier, verifier.pool, self._limits, config, profile.estimator(), trace=self._trace
+        )
+        metrics = pb_adapter.Metrics(self._engine.telemetry)
+        self._watcher = Watcher(config.cancel_poll_s, lambda: self._look_after(metrics))
+        self._watcher.start()
+        log.info(
+            "wisp_verifier_batched: target %s, %s on %s, %d KV tokens, %s",
+            verifier.target_dir, verifier.dtype_name, verifier.device_name, verifier_config.kv_tokens,
+            profile_line(profile),
+        )  # fmt: skip
+
+    def _look_after(self, metrics: pb_adapter.Metrics) -> None:
+        """What the watcher does every time: metrics, and the trace."""
+        if self._trace is not None:
+            self._trace.flush()
+        metrics.publish(time.monotonic(), self._engine.refresh_gauges)
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer a batch, in order."""
+        return pb_adapter.answer_batch(self._engine, requests, self._limits)
+
+    def finalize(self) -> None:
+        """End what runs beside."""
+        self._watcher.stop()
+        if self._trace is not None:
+            self._trace.close()
