@@ -25,6 +25,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "classes": ("bench.two_classes", "a tight and a loose SLO class on one live server, under every policy"),
     "estimator": ("bench.estimator", "predicted against measured passes, what is learnt online, quantile, known costs"),
     "scheduler": ("bench.scheduler", "policies in virtual time: capacity, goodput, interference, time of a decision"),
+    "plugin": ("bench.plugin", "the batching strategy in a Triton deployment of somebody else: late requests, speed"),
+    "perf": ("bench.perf", "perf_analyzer, closed and open loop, against both verifiers; keeps the CSV"),
     "results": ("bench.results", "the README's table, made from the documents that `make results` has kept"),
     "controller": ("bench.controller", "stop rules over recorded traces: speed, wasted drafting, acceptance model"),
     "traces": ("bench.traces", "record the default drafts along texts of the target"),

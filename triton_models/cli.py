@@ -1,4 +1,4 @@
-"""`wisp-server`: run the server, prepare the default models, fetch tritonserver, measure what passes cost."""
+"""`wisp-server`: run the server, prepare models and tritonserver, measure what passes cost, install the plug-in."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from triton_models import plugin_cli
 from triton_models.artifacts import folder_size_bytes
 from triton_models.default_models import ensure_default_models, ensure_default_target
 from triton_models.launcher import LaunchOptions, checked_settings, launch
@@ -35,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return launch(_launch_options(args, extra_args))
         if args.command == "profile":
             return _profile(args)
+        if args.command == "install-plugin":
+            print(plugin_cli.install(args, _progress))
+            return 0
         return _models(args.force) if args.command == "models" else _triton(args.force)
     except WispError as error:
         _progress(str(error))
@@ -58,6 +62,9 @@ def _triton(force: bool) -> int:
 
 
 def _profile(args: argparse.Namespace) -> int:
+    if args.model is not None:
+        print(plugin_cli.remote_profile(args, _progress))
+        return 0
     for name, value in OPENMP.items():  # as for the server's passes; read when torch is loaded
         os.environ.setdefault(name, value)
     # torch and transformers take seconds to import; no other command needs them.
@@ -102,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     triton = commands.add_parser("triton", help="find tritonserver, or fetch it; prints its path")
     triton.add_argument("--force", action="store_true", help="fetch it again even if it is intact")
     _add_profile(commands.add_parser("profile", help="measure what passes cost here, and keep it for the next start"))
+    plugin_cli.add_install(commands.add_parser("install-plugin", help="the batching strategy into a model of yours"))
     _add_up(commands.add_parser("up", help="run the server in the foreground"))
     return parser
 
@@ -112,7 +120,10 @@ def _add_profile(profile: argparse.ArgumentParser) -> None:
     profile.add_argument("--device", help="auto, cpu, cuda or cuda:N")
     profile.add_argument("--num-threads", metavar="N", help="of torch (default: one per core)")
     profile.add_argument("--seconds", type=float, default=60.0, metavar="S", help="time to measure (default: 60)")
-    profile.add_argument("--output", type=Path, metavar="FILE", help="default: where `up` looks for it")
+    profile.add_argument(
+        "--output", type=Path, metavar="FILE", help="default: where `up` looks for it; with --model: NAME.json"
+    )
+    plugin_cli.add_remote_profile(profile)
 
 
 def _add_up(up: argparse.ArgumentParser) -> None:

@@ -109,20 +109,29 @@ def measure_sweep(
 
 
 def fit_profile(sweep: Sweep, fingerprint: Fingerprint) -> Profile:
-    """Costs from the medians of repeats; margin and noise from how far single passes lie from their prediction."""
-    medians_s = sweep.medians_s
-    fit = fit_costs(sweep.features, medians_s)
-    predicted_s = Estimator(fit.costs).predict(sweep.features)
-    logs = [np.log(np.asarray(times) / p) for times, p in zip(sweep.repeats_s, predicted_s, strict=True)]
+    """`fit_repeats` of a sweep."""
+    return fit_repeats(sweep.features, sweep.repeats_s, sweep.seconds, fingerprint)
+
+
+def fit_repeats(
+    features: Floats, repeats_s: Sequence[Sequence[float]], seconds: float, fingerprint: Fingerprint
+) -> Profile:
+    """Costs from the medians of repeats; margin and noise from how far single passes lie from their prediction.
+
+    `features` `[N, F]` of N different passes, the seconds of each of their repeats, and how long measuring took.
+    """
+    fit = fit_costs(features, np.array([np.median(times) for times in repeats_s]))
+    predicted_s = Estimator(fit.costs).predict(features)
+    logs = [np.log(np.asarray(times) / p) for times, p in zip(repeats_s, predicted_s, strict=True)]
     # From the median and not from the tail: a sweep is short, and a margin that starts too high is unlearnt slowly,
     # one that starts too low within a few late passes.
     deviation = max(_LEAST_DEVIATION, _MEDIAN_TO_DEVIATION * float(np.median(np.abs(np.concatenate(logs)))))
     measured = Measurement(
-        num_passes=len(sweep.cells),
-        num_repeats=min(map(len, sweep.repeats_s)),
-        repeat_noise=repeat_noise(sweep.repeats_s),
+        num_passes=len(repeats_s),
+        num_repeats=min(map(len, repeats_s)),
+        repeat_noise=repeat_noise(repeats_s),
         fit_error=fit.error,
-        seconds=sweep.seconds,
+        seconds=seconds,
         **origin(),
     )
     margin = math.exp(_LATE_DEVIATIONS * deviation)

@@ -1,0 +1,82 @@
+"""`wisp-server install-plugin` on a model directory; the library is a stand-in, the live test has the real one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.test_plugin_config import CONFIG
+from triton_models import cli, plugin_install
+from triton_models.plugin_install import LIBRARY, PROFILE
+from wisp_plugin.estimator import Costs
+from wisp_plugin.profile import Fingerprint, Measurement, Profile, save_profile
+
+
+@pytest.fixture
+def model_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model directory with versions 1 and 12."""
+    library = tmp_path / "built.so"
+    library.write_bytes(b"the library")
+    monkeypatch.setattr(plugin_install, "build_library", lambda progress: library)
+    folder = tmp_path / "mine"
+    for version in ("1", "12"):
+        (folder / version).mkdir(parents=True)
+    (folder / "config.pbtxt").write_text(CONFIG)
+    return folder
+
+
+@pytest.fixture
+def profile(tmp_path: Path) -> Path:
+    """A profile."""
+    path = tmp_path / "given.json"
+    costs = Costs((1e-3, 0, 0, 0, 0, 0), (0, 0, 1e-5, 0, 0, 0))
+    how = Measurement(10, 1, 0.0, 0.0, 1.0, "now", "test")
+    save_profile(Profile(Fingerprint("mine", "", "any", "cpu", 0, {}), costs, 1.1, 0.1, how), path)
+    return path
+
+
+def run(*arguments: object) -> int:
+    return cli.main(["install-plugin", *map(str, arguments)])
+
+
+def test_without_write_the_lines_are_printed_only(model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(model_dir, "--base-us", 100, "--per-token-us", 2, "--tokens-input", "IDS") == 0
+    assert (model_dir / "12" / LIBRARY).read_bytes() == b"the library"
+    assert not (model_dir / "1" / LIBRARY).exists()
+    assert (model_dir / "config.pbtxt").read_text() == CONFIG
+    printed = capsys.readouterr().out
+    assert 'key: "WISP_TOKENS_INPUT" value: { string_value: "IDS" }' in printed
+    assert "run this again with --write" in printed
+
+
+def test_with_write_the_file_gets_them_and_a_backup_is_kept(model_dir: Path, profile: Path) -> None:
+    assert run(model_dir, "--profile", profile, "--slo-ms", 80, "--version", 1, "--write") == 0
+    assert (model_dir / "1" / LIBRARY).is_file()
+    assert (model_dir / PROFILE).read_bytes() == profile.read_bytes()
+    assert (model_dir / "config.pbtxt.bak").read_text() == CONFIG
+    assert f'string_value: "{PROFILE}"' in (model_dir / "config.pbtxt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--version", 3, "--base-us", 1], "has no version 3; allowed: 1, 12"),
+        (["--base-us", 1, "--tokens-input", "NOPE"], "no input of the model"),
+        (["--profile", "/nowhere/p.json"], "cannot be read"),
+        ([], "give --profile FILE"),
+    ],
+)
+def test_what_cannot_work_changes_nothing(
+    model_dir: Path, capsys: pytest.CaptureFixture[str], arguments: list[object], message: str
+) -> None:
+    before = sorted(model_dir.rglob("*"))
+    assert run(model_dir, *arguments, "--write") == 2
+    assert message in capsys.readouterr().err
+    assert sorted(model_dir.rglob("*")) == before
+    assert (model_dir / "config.pbtxt").read_text() == CONFIG
+
+
+def test_a_folder_without_a_configuration_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, "--base-us", 1) == 2
+    assert "is no model directory: it has no config.pbtxt" in capsys.readouterr().err
