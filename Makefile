@@ -17,6 +17,7 @@ PIP_EXTRA_ARGS ?=
 TORCH := torch==2.13.0
 EXTRAS := edge,server,export,bench,dev
 PYTEST_ARGS ?=
+PERF_ARGS ?=
 BENCH_ARGS ?= --quick
 # Debian keeps venv and the shared library of Python (tritonserver's Python backend is linked to it) in own packages.
 define NEEDED_PACKAGES
@@ -27,11 +28,12 @@ try: ctypes.CDLL("lib" + version + ".so.1.0")
 except OSError:
     if sys.prefix == "/usr": print("lib" + version)
 if not shutil.which("openssl"): print("openssl")  # the tests make a certificate
+if not shutil.which("g++"): print("g++")  # for the batching strategy
 endef
 export NEEDED_PACKAGES
 say = @printf '\n== %s\n' "$(1)" >&2
 
-.PHONY: help setup demo test lint bench results clean
+.PHONY: help setup demo test lint plugin perf bench results clean
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
@@ -52,6 +54,15 @@ lint: $(VENV)/.installed ## ruff, mypy --strict on wisp_plugin
 test: setup lint ## everything that must hold: lint, types, unit and integration tests
 	$(call say,tests)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+BATCHED := model_repository/wisp_verifier_batched
+plugin: ## batchstrategy.so, built with g++ alone and put into wisp_verifier_batched; TRITON_INCLUDE_DIR= to use Triton's
+	$(MAKE) -C wisp_plugin/batch_strategy BUILD=$(CURDIR)/build/plugin
+	cp build/plugin/batchstrategy.so $(BATCHED)/1/batchstrategy.so
+	test -e $(BATCHED)/wisp_profile.json || cp $(BATCHED)/first_profile.json $(BATCHED)/wisp_profile.json
+
+perf: setup ## perf_analyzer, closed and open loop, against both verifiers; its CSVs go to perf-results
+	$(BIN)/wisp-bench perf $(PERF_ARGS)
 
 bench: setup ## engine, e2e and lossless; BENCH_ARGS= runs them at full length
 	$(call say,wisp-bench engine)

@@ -7,6 +7,8 @@ server has forgotten (it restarted, or had to make room) is sent again from here
 from __future__ import annotations
 
 import queue
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +22,7 @@ from wisp_plugin.unary_wire import VerifyAnswer, VerifyRequest, decode_answer, e
 from wisp_plugin.wire_values import Parameter
 
 UNARY_MODEL = "wisp_verifier_batched"
+LEAST_SLO_MS = 1.0  # asked for by a session that is late already
 ANSWER_S = 30.0  # limit of waiting for one answer; then the connection counts as lost
 _NO_DRAFT = np.empty(0, np.int32)
 _OUTPUTS = ("NUM_ACCEPTED", "NEXT_TOKENS", "STATUS", "LOGPROBS")
@@ -44,10 +47,13 @@ class UnaryTransport:
     """A session's requests to `wisp_verifier_batched` on a Triton server, one after the other."""
 
     def __init__(
-        self, server: str, tls: TlsFiles | None = None, vocab_hash: str = "", keepalive_s: float = 20.0
-    ) -> None:
+        self, server: str, tls: TlsFiles | None = None, vocab_hash: str = "", keepalive_s: float = 20.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
         """`server` is HOST:PORT of Triton's gRPC endpoint."""
         self._server = server
+        self._clock = clock
+        self._started: tuple[str, float] | None = None  # session, and when it was first opened
         self._tls = tls
         self._vocab_hash = vocab_hash
         self._keepalive_s = keepalive_s
@@ -65,6 +71,8 @@ class UnaryTransport:
         client = connect(self._server, self._tls, self._keepalive_s)
         check_ready(client, self._server, UNARY_MODEL)
         parameters = first_parameters(message, self._vocab_hash)
+        if self._started is None or self._started[0] != message.session:
+            self._started = message.session, self._clock()
         here = self._connection = _Connection(message, client, parameters, message.tokens.copy())
         if len(message.tokens) == message.prompt_len:
             self._ask(here, _NO_DRAFT)
@@ -92,7 +100,7 @@ class UnaryTransport:
             draft,
             {} if prefix_len else here.parameters,
         )
-        parameters, tensors = encode_verify(request)
+        parameters, tensors = encode_verify(request, self._slo_ms(here))
         try:
             here.client.async_infer(
                 UNARY_MODEL,
@@ -104,6 +112,13 @@ class UnaryTransport:
             )
         except (triton.InferenceServerException, ValueError) as error:  # ValueError: the channel is closed
             raise TransportError(f"the connection to {self._server} is lost: {one_line(error)}") from None
+
+    def _slo_ms(self, here: _Connection) -> float:
+        """Time until the session's next token is due (DESIGN.md section 2); the way to the server is not in it."""
+        slo, num_generated = here.opened.slo, len(here.tokens) - here.opened.prompt_len
+        assert self._started is not None, "an open comes first"
+        late_ms = 1e3 * (self._clock() - self._started[1])
+        return max(slo.ttft_ms + num_generated * slo.tpot_ms - late_ms, LEAST_SLO_MS)
 
     def _on_answer(
         self, here: _Connection, request: VerifyRequest, result: triton.InferResult | None, error: Exception | None

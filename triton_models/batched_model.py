@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import time
+from pathlib import Path
 from typing import Any
 
 from triton_models import pb_adapter
 from triton_models.model_settings import read_settings, wire_limits
+from triton_models.plugin_install import PROFILE
 from triton_models.profiling import ensure_profile
 from triton_models.torch_verifier import load_verifier
 from triton_models.verifier_model import open_trace, profile_line
 from triton_models.watcher import Watcher
-from wisp_plugin.errors import WispError
+from wisp_plugin.errors import ConfigError, WispError
+from wisp_plugin.profile import Profile, load_profile, save_profile
 from wisp_plugin.unary_engine import UnaryEngine
 
 log = logging.getLogger(__name__)
@@ -30,8 +33,8 @@ class TritonPythonModel:
             self._trace = open_trace(config)
             verifier = load_verifier(verifier_config)
             self._limits = wire_limits(verifier, config)
-            # The same file serves the batching strategy, where one is installed.
             profile = ensure_profile(verifier, config, lambda line: log.info("wisp_verifier_batched: %s", line))
+            share_profile(profile, Path(args["model_repository"]) / PROFILE)
         except WispError as error:
             raise pb_adapter.fail_load(str(error)) from None
         self._engine = UnaryEngine(
@@ -61,3 +64,16 @@ class TritonPythonModel:
         self._watcher.stop()
         if self._trace is not None:
             self._trace.close()
+
+
+def share_profile(profile: Profile, path: Path) -> None:
+    """Give the profile to the batching strategy, which reads `path` (WISP_PROFILE) anew when it has changed."""
+    try:
+        if load_profile(path) == profile:
+            return
+    except ConfigError as error:
+        log.info("%s; it is written", error)
+    try:
+        save_profile(profile, path)
+    except ConfigError as error:
+        log.warning("%s: the batching strategy goes on with another profile", error)

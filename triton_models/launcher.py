@@ -13,6 +13,7 @@ from typing import Any
 
 from triton_models.artifacts import Progress
 from triton_models.default_models import ensure_default_target
+from triton_models.plugin_install import prepare
 from triton_models.processes import DEFAULT_PORTS, Ports, check_ports_free, free_ports
 from triton_models.server_process import EXIT_TIMEOUT_S, MODEL_REPOSITORY, ServerFailed, ServerProcess
 from triton_models.tritonserver import find_tritonserver
@@ -79,7 +80,10 @@ def make_server(
     checked = checked_settings(settings or {})
     if checked.get("target", "default") == "default" and _serves_target(models):
         ensure_default_target(report, check_hashes=False)
-    return ServerProcess(find_tritonserver(report), model_repository, models, checked, **options)
+    server = ServerProcess(find_tritonserver(report), model_repository, models, checked, **options)
+    for name in models:
+        prepare(model_repository / name, report)
+    return server
 
 
 def launch(options: LaunchOptions) -> int:

@@ -16,6 +16,7 @@ from wisp_plugin.home import wisp_home
 
 LIBRARY = "batchstrategy.so"  # Triton looks for it under this name in the version's or the model's directory
 PROFILE = "wisp_profile.json"  # name that a profile gets in the model directory
+FIRST_PROFILE = "first_profile.json"  # stands in until the model has measured its own
 SOURCES = Path(__file__).resolve().parents[1] / "wisp_plugin" / "batch_strategy"
 _BUILD_LIMIT_S = 300.0
 
@@ -85,6 +86,22 @@ def install(options: InstallOptions, progress: Progress) -> str:
     except OSError as error:
         raise ConfigError(f"{error.filename} cannot be written: {error.strerror}") from None
     return _report(options, target, block, advice(parse(after)))
+
+
+def prepare(model_dir: Path, progress: Progress) -> None:
+    """Put in place what a model directory of ours wants and git does not hold: the library and a first profile.
+
+    Only where config.pbtxt has parameters of the strategy. Raises ConfigError as `install` does.
+    """
+    if "WISP_" not in (model_dir / "config.pbtxt").read_text(encoding="utf-8"):
+        return
+    target, library = _version_dir(model_dir, None) / LIBRARY, build_library(progress)
+    try:
+        _copy(library, target)
+        if not (model_dir / PROFILE).exists() and (model_dir / FIRST_PROFILE).exists():
+            _copy(model_dir / FIRST_PROFILE, model_dir / PROFILE)
+    except OSError as error:
+        raise ConfigError(f"{error.filename} cannot be written: {error.strerror}") from None
 
 
 def _version_dir(model_dir: Path, version: int | None) -> Path:

@@ -13,7 +13,9 @@
 
 Every tensor has Triton's batch dimension in front, `[1, n]`: it is put on and taken off here and nowhere else. Request
 parameters are those of `open` but for `op` and `mode`. They come with a session's first request; repeated later they
-must be the same. What a request is answered follows from tokens, parameters and seed alone, so it may be repeated.
+must be the same. `wisp_slo_ms` and `wisp_deadline_us` may come with every request: they are for the batching strategy
+(`batch_strategy`) and mean nothing to the model. What a request is answered follows from tokens, parameters and seed
+alone, so it may be repeated.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from wisp_plugin.wire import (
 from wisp_plugin.wire_values import Array, Parameter
 
 PARAMETERS = OPEN_PARAMETERS - {"op", "mode"}
+DEADLINE_PARAMETERS = ("wisp_slo_ms", "wisp_deadline_us")  # of the batching strategy, which reads them before us
 _STATUSES = frozenset({Status.RUNNING, Status.EOS, Status.LENGTH, Status.NEED_PREFIX})
 _NOTHING = np.empty(0, np.int32)
 
@@ -85,7 +88,11 @@ def decode_verify(
     Raises:
         InvalidRequest: anything about it that the protocol does not allow.
     """
-    given = {name: value for name, value in parameters.items() if not name.startswith("triton_")}
+    given = {
+        name: value
+        for name, value in parameters.items()
+        if not name.startswith("triton_") and name not in DEADLINE_PARAMETERS
+    }
     unknown = sorted(given.keys() - PARAMETERS)
     if unknown:
         raise InvalidRequest(f"unknown parameter {values.shown(unknown[0])}; allowed: {', '.join(sorted(PARAMETERS))}")
@@ -160,12 +167,14 @@ def first_parameters(opened: Open, vocab_hash: str = "") -> dict[str, Parameter]
     return open_parameters(opened) | ({"vocab_hash": vocab_hash} if vocab_hash else {})
 
 
-def encode_verify(request: VerifyRequest) -> tuple[dict[str, Parameter], dict[str, Array]]:
+def encode_verify(request: VerifyRequest, slo_ms: float | None = None) -> tuple[dict[str, Parameter], dict[str, Array]]:
     """Parameters and tensors of a request: the client's side of `decode_verify`.
 
-    All four tensors are there: Triton only puts requests with the same inputs into one batch.
+    `slo_ms`: time that the answer may take, for the batching strategy. All four tensors are there: Triton only puts
+    requests with the same inputs into one batch.
     """
-    return dict(request.parameters), {
+    deadline = {} if slo_ms is None else {"wisp_slo_ms": str(round(slo_ms, 3))}
+    return dict(request.parameters) | deadline, {
         "SESSION": np.array([[request.session.encode()]], dtype=np.object_),
         "PREFIX_LEN": np.array([[request.prefix_len]], np.int32),
         "TOKENS": np.asarray(request.tokens, np.int32)[None],
