@@ -80,3 +80,42 @@ def test_what_cannot_work_changes_nothing(
 def test_a_folder_without_a_configuration_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, "--base-us", 1) == 2
     assert "is no model directory: it has no config.pbtxt" in capsys.readouterr().err
+
+
+@pytest.fixture
+def ours(model_dir: Path) -> Path:
+    """The same, configured for the strategy as our own model is."""
+    parameter = f'parameters {{ key: "WISP_PROFILE" value: {{ string_value: "{PROFILE}" }} }}\n'
+    (model_dir / "config.pbtxt").write_text(CONFIG + parameter)
+    (model_dir / plugin_install.FIRST_PROFILE).write_text("first")
+    return model_dir
+
+
+def test_a_model_of_ours_gets_library_and_first_profile(ours: Path) -> None:
+    plugin_install.prepare(ours, print)
+    assert (ours / "12" / LIBRARY).read_bytes() == b"the library"
+    assert (ours / PROFILE).read_text() == "first"
+
+
+def test_a_profile_that_is_there_is_kept(ours: Path) -> None:
+    (ours / PROFILE).write_text("measured")
+    plugin_install.prepare(ours, print)
+    assert (ours / PROFILE).read_text() == "measured"
+
+
+def test_a_model_without_the_strategy_is_left_alone(model_dir: Path) -> None:
+    before = sorted(model_dir.rglob("*"))
+    plugin_install.prepare(model_dir, print)
+    assert sorted(model_dir.rglob("*")) == before
+
+
+def test_without_a_compiler_the_message_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WISP_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    folder = tmp_path / "mine" / "1"
+    folder.mkdir(parents=True)
+    (folder.parent / "config.pbtxt").write_text(CONFIG)
+    assert run(folder.parent, "--base-us", 1) == 2
+    assert "make is missing; install it" in capsys.readouterr().err

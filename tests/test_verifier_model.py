@@ -22,7 +22,9 @@ from tests.tiny_model import hf_folder
 from triton_models.watcher import Watcher
 from wisp_plugin.config import SETTINGS_VARIABLE, EngineConfig
 from wisp_plugin.errors import ConfigError
+from wisp_plugin.estimator import Costs
 from wisp_plugin.messages import Slo
+from wisp_plugin.profile import Fingerprint, Measurement, Profile, load_profile
 from wisp_plugin.telemetry import Telemetry
 from wisp_plugin.unary_engine import UnaryEngine
 from wisp_plugin.wire import WireLimits
@@ -271,3 +273,22 @@ def test_a_target_from_the_hub_brings_its_tokenizer(tmp_path: Path) -> None:
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr[-2000:]
     assert len(result.stdout.split()[-1]) == 64
+
+
+def test_the_batching_strategy_gets_the_profile_that_was_measured(adapter: Any, tmp_path: Path) -> None:
+    from triton_models.batched_model import share_profile
+
+    how = Measurement(10, 1, 0.0, 0.0, 1.0, "now", "test")
+    one, other = (
+        Profile(Fingerprint("m", "", "float32", name, 0, {}), Costs((1e-3,) * 6, (0.0,) * 6), 1.1, 0.1, how)
+        for name in ("cpu", "gpu")
+    )
+    path = tmp_path / "wisp_profile.json"
+    share_profile(one, path)
+    written = path.stat().st_mtime_ns
+    share_profile(one, path)
+    assert path.stat().st_mtime_ns == written  # what has not changed is not read anew
+    share_profile(other, path)
+    assert load_profile(path) == other
+    share_profile(one, tmp_path / "wisp_profile.json" / "nowhere")  # not fatal: the strategy keeps what it has
+    assert load_profile(path) == other
