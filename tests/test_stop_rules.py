@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -52,6 +53,13 @@ def chain(*accepts: float, entropy: float = 0.5, following: float | None = None)
 )
 def test_table(rule: StopRule, drafted: Chain, goes_on: bool) -> None:
     assert rule.draft_on(drafted, PACE, 1.0) is goes_on
+
+
+def test_ratio_stops_behind_a_token_that_is_doubtful_for_this_draft() -> None:
+    good = dataclasses.replace(chain(0.99, 0.65, following=0.97), acceptance=0.97)
+    assert not Ratio().draft_on(good, PACE, 1.0)
+    middling = dataclasses.replace(good, acceptance=0.75)  # for which 0.65 is not far below what is usual
+    assert Ratio().draft_on(middling, PACE, 1.0)
 
 
 def test_adaedl_follows_the_acceptance_rate() -> None:

@@ -18,6 +18,7 @@ from wisp_plugin.errors import ConfigError
 from wisp_plugin.pace import Pace
 
 DEFAULT_ENERGY_PRICE = 0.06  # committed tokens that a draft token has to win
+_DOUBTFUL = 0.8  # of the cube of the usual acceptance, see bench/CONTROLLER.md
 _LOOK_AHEAD = 24  # draft tokens whose gain is weighed together
 
 
@@ -123,7 +124,8 @@ class Ratio:
     round alone: in an easy passage it pays to go on for longer. That rate is taken as the geometric mean of what the
     last rounds gave, which is noisy, and of what the best fixed length would give at the recent acceptance rate, which
     knows nothing of single tokens. Beyond that a token is asked to win `energy_price` committed tokens: close to its
-    best the speed hardly changes, the drafting does.
+    best the speed hardly changes, the drafting does. And a round ends behind a doubtful token, one far below what is
+    usual: the next one knows what became of it. With a good draft that is worth more than the tokens behind it.
     """
 
     def __init__(self, energy_price: float = DEFAULT_ENERGY_PRICE) -> None:
@@ -131,6 +133,8 @@ class Ratio:
 
     def draft_on(self, chain: Chain, pace: Pace, now_s: float) -> bool:
         """See `StopRule.draft_on`."""
+        if chain.survival and chain.accepts < _DOUBTFUL * chain.acceptance**3:
+            return False
         rate = best_fixed_rate(chain.acceptance, pace.draft_s, pace.overhead_s)
         if pace.tokens_per_round:
             rate = math.sqrt(rate * pace.tokens_per_s)
@@ -203,20 +207,22 @@ def late_tokens(num_ahead: int, pace: Pace, now_s: float) -> list[bool]:
 
     Passes follow each other; each commits the draft tokens that have arrived and one of the target's own.
     """
-    way_s = pace.rtt_s / 2
-    first_s = now_s + way_s + pace.draft_s
-    arrivals_s = [*pace.arrivals_s, *(first_s + k * pace.draft_s for k in range(_LOOK_AHEAD))]
-    is_late = [False] * len(arrivals_s)
+    way_s, draft_s = pace.rtt_s / 2, pace.draft_s
+    first_s = now_s + way_s + draft_s
+    arrivals_s = [*pace.arrivals_s, *[first_s + k * draft_s for k in range(_LOOK_AHEAD)]]
+    num_tokens = len(arrivals_s)
+    is_late = [False] * num_tokens
+    arrivals_s.append(math.inf)
     pass_s = pace.heard_s - way_s + pace.wait_s
     period_s = max(pace.verify_s + pace.wait_alive_s, 1e-3)
     committed = arrived = 0
-    while committed < len(arrivals_s):
-        while arrived < len(arrivals_s) and arrivals_s[arrived] <= pass_s:
+    while committed < num_tokens:
+        while arrivals_s[arrived] <= pass_s and arrived < num_tokens:
             arrived += 1
-        committed = max(committed, arrived)
-        if committed < len(arrivals_s):
+        if arrived > committed:
+            committed = arrived
+        if committed < num_tokens:
             is_late[committed] = True
         committed += 1
         pass_s += period_s
     return is_late[num_ahead:]
-
