@@ -30,8 +30,11 @@ dynamic_batching {{
 parameters {{ key: "base_units" value: {{ string_value: "{base_units}" }} }}
 parameters {{ key: "units_per_token" value: {{ string_value: "{units_per_token}" }} }}
 """
-_PRIORITIES = "priority_levels: 2\n  default_priority_level: 2"
-_FIFO = "default_queue_policy { allow_timeout_override: true }"
+QUEUES = {
+    "priority": "priority_levels: 2\n  default_priority_level: 2",
+    "ahead": "",  # one queue, as Triton has it by default: batches are filled while the instance is busy
+    "policy": "default_queue_policy { allow_timeout_override: true }",  # one queue, batches for a free instance only
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +54,14 @@ class Cost:
 class Variant:
     """One model of the repository."""
 
-    has_priorities: bool
+    queue: str  # of QUEUES
     delay_us: int
     has_plugin: bool
 
     @property
     def name(self) -> str:
         """Of the model."""
-        queue = "priority" if self.has_priorities else "fifo"
-        return f"{queue}_{self.delay_us}us_{'wisp' if self.has_plugin else 'plain'}"
+        return f"{self.queue}_{self.delay_us}us_{'wisp' if self.has_plugin else 'plain'}"
 
 
 def unit_seconds() -> float:
@@ -88,7 +90,7 @@ def write_model(repository: Path, variant: Variant, cost: Cost, profile: Path | 
         name=variant.name,
         max_batch_size=MAX_BATCH_SIZE,
         delay_us=variant.delay_us,
-        queue=_PRIORITIES if variant.has_priorities else _FIFO,
+        queue=QUEUES[variant.queue],
         base_units=round(cost.base_s / cost.unit_s),
         units_per_token=cost.token_s / cost.unit_s,
     )

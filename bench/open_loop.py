@@ -71,6 +71,17 @@ class LoadResult:
         return len(self.latency_s) / self.elapsed_s
 
 
+def alone_seconds(url: str, model: str, kind: Kind, times: int = 9) -> float:
+    """Median time of a request of this kind that is alone at the server."""
+    times_s = []
+    with triton.InferenceServerClient(url) as client:
+        for _ in range(times):
+            start_s = time.perf_counter()
+            client.infer(model, _input(kind.num_tokens))
+            times_s.append(time.perf_counter() - start_s)
+    return float(np.median(times_s))
+
+
 def run_load(url: str, model: str, schedule: Schedule, with_priority: bool) -> LoadResult:
     """Send the schedule to `model` and wait for all answers. Raises ModelError if one fails or does not come."""
     client = triton.InferenceServerClient(url)

@@ -1,11 +1,14 @@
 #include "batcher.h"
 
 #include <chrono>
+#include <limits>
 
 #include "request.h"
 
 namespace wisp {
 namespace {
+
+constexpr double kForever_us = std::numeric_limits<double>::infinity();
 
 double unix_time_us() noexcept {
   const auto now = std::chrono::system_clock::now().time_since_epoch();
@@ -64,11 +67,10 @@ bool Batcher::include(BatchState& state, TRITONBACKEND_Request* request) noexcep
   Batcher& self = *state.owner;
   const double now_us = unix_time_us();
   ++state.num_asked;
-  bool relative = false;
-  const Candidate candidate{item_features(read_size(request, self.settings_.inputs)),
-                            self.deadline_us(request, now_us, relative)};
-  const bool included = state.batch.offer(candidate, now_us);
-  if (included && relative) self.first_seen_.mark_included(request);
+  const Seen seen = self.look(request, now_us);
+  const Candidate candidate{item_features(read_size(request, self.settings_.inputs)), seen.deadline_us};
+  const bool included = self.judge(state.batch, candidate, seen, now_us);
+  if (seen.is_kept) self.first_seen_.mark(request, included);
   return included;
 }
 
@@ -78,12 +80,33 @@ void Batcher::finish_batch(BatchState& state) noexcept {
   state.in_use.store(false, std::memory_order_release);
 }
 
-std::optional<double> Batcher::deadline_us(TRITONBACKEND_Request* request, double now_us, bool& relative) noexcept {
+Batcher::Seen Batcher::look(TRITONBACKEND_Request* request, double now_us) noexcept {
   const DeadlineTold told = read_deadline(request, settings_.default_slo_us);
   if (told.malformed) warn_malformed();
-  if (told.kind == DeadlineTold::Kind::kNone) return std::nullopt;
-  relative = told.kind == DeadlineTold::Kind::kRelative;
-  return relative ? first_seen_.time_us(request, now_us) + told.us : told.us;
+  Seen seen;
+  const bool is_relative = told.kind == DeadlineTold::Kind::kRelative;
+  seen.is_kept = is_relative || settings_.queue != Queue::kAhead;
+  const FirstSeen::Memory memory = seen.is_kept ? first_seen_.recall(request, now_us) : FirstSeen::Memory{now_us, 0};
+  seen.is_new = memory.first_us == now_us;
+  seen.num_refused = memory.num_refused;
+  if (told.kind != DeadlineTold::Kind::kNone) seen.deadline_us = is_relative ? memory.first_us + told.us : told.us;
+  return seen;
+}
+
+bool Batcher::judge(PendingBatch& batch, const Candidate& candidate, const Seen& seen, double now_us) noexcept {
+  if (seen.num_refused >= kMostRefusals) {
+    batch.join(candidate);
+    return true;
+  }
+  if (settings_.queue == Queue::kAhead) return batch.offer(candidate, now_us);
+  const std::unique_lock<std::mutex> lock(recent_mutex_, std::try_to_lock);
+  if (!lock.owns_lock()) return batch.offer(candidate, now_us);
+  if (seen.is_new) {
+    const double left_us = candidate.deadline_us ? *candidate.deadline_us - now_us : kForever_us;
+    const double alone_s = batch.alone_s(candidate);
+    recent_.note(left_us * 1e-6 - alone_s, alone_s - batch.base_s(), now_us);
+  }
+  return batch.offer(candidate, now_us, {&recent_, settings_.queue == Queue::kPriority});
 }
 
 void Batcher::warn_malformed() noexcept {

@@ -7,6 +7,8 @@
 //     It goes on with the same batch only if a request in it has a timeout. So a pending batch that waits for its
 //     queue delay is formed anew, with the same questions, at every look; and a batch that has gone is followed by
 //     one that is begun and finished without a question (`FirstSeen::batch_gone`).
+//   - With a queue policy it forms a batch only if an instance waits for one. But an instance that gets free does not
+//     wake it: the next request does, or half a second, even if others are in the queue already.
 //   - Without a queue policy it looks while all instances are busy, too, and adds what it finds to the batch that
 //     waits for an instance. The strategy is given an empty batch then, and is not told what is in it already.
 //   - To refuse the first request of a look would make it look again at once, in a loop, until the batch runs.
@@ -17,12 +19,14 @@
 #include <array>
 #include <atomic>
 #include <cstddef>
+#include <mutex>
 #include <string>
 
 #include "config.h"
 #include "first_seen.h"
 #include "pending_batch.h"
 #include "profile.h"
+#include "recent.h"
 #include "triton_api.h"
 
 namespace wisp {
@@ -54,12 +58,21 @@ class Batcher {
   const CostSource& costs() const noexcept { return costs_; }
 
  private:
-  std::optional<double> deadline_us(TRITONBACKEND_Request* request, double now_us, bool& relative) noexcept;
+  struct Seen {
+    std::optional<double> deadline_us;
+    unsigned num_refused = 0;
+    bool is_new = false;   // never asked about before
+    bool is_kept = false;  // `first_seen_` knows it
+  };
+  Seen look(TRITONBACKEND_Request* request, double now_us) noexcept;
+  bool judge(PendingBatch& batch, const Candidate& candidate, const Seen& seen, double now_us) noexcept;
   void warn_malformed() noexcept;
 
   Settings settings_;
   CostSource costs_;
   FirstSeen first_seen_;
+  std::mutex recent_mutex_;  // only ever tried, as that of `first_seen_`
+  RecentRequests recent_;
   std::atomic<bool> has_warned_{false};
   std::atomic<std::size_t> next_batch_{0};
   std::array<BatchState, kNumBatches> batches_;

@@ -132,25 +132,35 @@ bool is_set(const picojson::value& value) {
   return value.is<std::string>() && value.get<std::string>() != "0" && !value.get<std::string>().empty();
 }
 
+bool is_one(const picojson::value& value) {
+  return value.is<double>() ? value.get<double>() == 1.0 : value.is<std::string>() && value.get<std::string>() == "1";
+}
+
 const picojson::value& member(const picojson::value& value, const char* name) {
   static const picojson::value kNothing;
   return value.is<picojson::object>() ? value.get(name) : kNothing;
 }
 
 // Without a policy for its queue Triton fills batches ahead of time, request by request (see batcher.h).
-std::string warning_of(const picojson::value& config) {
-  const picojson::value& batching = config.get("dynamic_batching");
+Queue queue_of(const picojson::value& batching) {
+  if (!batching.is<picojson::object>()) return Queue::kAhead;
+  const picojson::value& levels = batching.get("priority_levels");
+  const picojson::value& policy = batching.get("default_queue_policy");
+  if (is_set(levels)) return is_one(levels) ? Queue::kOne : Queue::kPriority;
+  const bool holds_back = is_set(member(policy, "allow_timeout_override")) ||
+                          is_set(member(policy, "default_timeout_microseconds")) ||
+                          is_set(member(policy, "max_queue_size"));
+  return holds_back ? Queue::kOne : Queue::kAhead;
+}
+
+std::string warning_of(const picojson::value& batching, Queue queue) {
   if (!batching.is<picojson::object>()) {
     return "WISP batching strategy: dynamic_batching is not configured, so the strategy is never asked";
   }
-  const picojson::value& policy = batching.get("default_queue_policy");
-  const bool holds_back = is_set(member(policy, "allow_timeout_override")) || is_set(batching.get("priority_levels")) ||
-                          is_set(member(policy, "default_timeout_microseconds")) ||
-                          is_set(member(policy, "max_queue_size"));
-  if (holds_back) return "";
-  return "WISP batching strategy: Triton adds requests one by one to batches that wait for an instance, without "
-         "telling what is in them, so only requests that arrive together are judged; with default_queue_policy "
-         "{ allow_timeout_override: true } in dynamic_batching all are (README.md says what that costs)";
+  if (queue != Queue::kAhead) return "";
+  return "WISP batching strategy: without priority_levels or a queue policy in dynamic_batching Triton adds requests "
+         "one by one to batches that wait for an instance, without telling what is in them, so only requests that "
+         "arrive together are judged; the strategy helps with priority_levels: 2 or more (README.md says when)";
 }
 
 }  // namespace
@@ -163,7 +173,9 @@ Settings parse_settings(const std::string& config_json, const std::string& model
   read_costs(texts, model_dir, settings);
   if (const auto slo_ms = number(texts, "WISP_SLO_MS", Range::kPositive)) settings.default_slo_us = *slo_ms * 1000.0;
   read_inputs(texts, model_inputs(config), settings.inputs);
-  settings.warning = warning_of(config);
+  const picojson::value& batching = config.get("dynamic_batching");
+  settings.queue = queue_of(batching);
+  settings.warning = warning_of(batching, settings.queue);
   return settings;
 }
 

@@ -16,12 +16,20 @@ struct SizeInputs {
   bool context_is_value = false;  // the input's one integer is the number of tokens, not its length
 };
 
+// How Triton fills batches, by the configuration of its queue.
+enum class Queue {
+  kAhead,     // ahead of time, one request after the other (no queue policy)
+  kOne,       // for a free instance, from one queue
+  kPriority,  // for a free instance, the urgent first
+};
+
 struct Settings {
   SizeInputs inputs;
   std::string profile_path;               // empty: inline costs
   CostModel inline_costs;                 // without a profile
   std::optional<double> margin;           // WISP_MARGIN
   std::optional<double> default_slo_us;   // WISP_SLO_MS
+  Queue queue = Queue::kAhead;
   std::string warning;                    // one line about the rest of config.pbtxt; empty if there is nothing to say
 };
 

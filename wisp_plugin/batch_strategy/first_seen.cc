@@ -4,16 +4,17 @@
 
 namespace wisp {
 
-double FirstSeen::time_us(const void* request, double now_us) noexcept {
+FirstSeen::Memory FirstSeen::recall(const void* request, double now_us) noexcept {
   const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-  if (!lock.owns_lock()) return now_us;
+  if (!lock.owns_lock()) return {now_us, 0};
   Bucket& entries = bucket(request);
   for (Entry& entry : entries) {
     if (!is_known(entry, request)) continue;
+    if (entry.refused && entry.generation != generation_) ++entry.num_refused;
     entry.generation = generation_;
-    entry.included = false;
+    entry.included = entry.refused = false;
     entry.first_us = std::min(entry.first_us, now_us);  // the clock may be set back
-    return entry.first_us;
+    return {entry.first_us, entry.num_refused};
   }
   // An expired entry of the same address must not be found later.
   for (Entry& entry : entries) {
@@ -22,15 +23,17 @@ double FirstSeen::time_us(const void* request, double now_us) noexcept {
   const auto oldest = std::min_element(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) {
     return a.generation < b.generation;
   });
-  *oldest = Entry{request, now_us, generation_, false};
-  return now_us;
+  *oldest = Entry{request, now_us, generation_, 0, false, false};
+  return {now_us, 0};
 }
 
-void FirstSeen::mark_included(const void* request) noexcept {
+void FirstSeen::mark(const void* request, bool included) noexcept {
   const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
   if (!lock.owns_lock()) return;
   for (Entry& entry : bucket(request)) {
-    if (entry.request == request) entry.included = true;
+    if (entry.request != request) continue;
+    entry.included = included;
+    entry.refused = !included;
   }
 }
 

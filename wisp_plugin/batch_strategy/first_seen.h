@@ -1,4 +1,5 @@
-// When requests were first seen, for deadlines that count from there. Fixed size, no allocation.
+// When requests were first seen, for deadlines that count from there, and how often they were refused. Fixed size, no
+// allocation.
 //
 // Triton tells no queueing time and asks about a request again: always after it was refused, and whenever it forms a
 // pending batch anew. A request is known by its address, and addresses are used again by later requests, so an entry
@@ -20,10 +21,16 @@ class FirstSeen {
   static constexpr std::size_t kNumBuckets = 512;
   static constexpr std::size_t kNumWays = 4;  // entries per bucket; the one that was asked longest ago makes room
 
-  // Unix time in microseconds when `request` was first seen: `now_us` for an unknown one, which is known from now on.
-  double time_us(const void* request, double now_us) noexcept;
+  struct Memory {
+    double first_us = 0.0;  // unix time
+    unsigned num_refused = 0;  // batches that it was refused for and that have gone
+  };
 
-  void mark_included(const void* request) noexcept;
+  // An unknown request is first seen now and known from now on.
+  Memory recall(const void* request, double now_us) noexcept;
+
+  // What was answered about a known request.
+  void mark(const void* request, bool included) noexcept;
 
   void batch_gone() noexcept;
 
@@ -32,7 +39,9 @@ class FirstSeen {
     const void* request = nullptr;
     double first_us = 0.0;
     std::uint64_t generation = 0;  // batches gone when it was last asked
+    unsigned num_refused = 0;      // without the refusal that `generation` is of
     bool included = false;
+    bool refused = false;          // when it was last asked
   };
   using Bucket = std::array<Entry, kNumWays>;
 

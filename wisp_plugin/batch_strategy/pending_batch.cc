@@ -5,6 +5,11 @@ namespace {
 
 constexpr double kSecond_us = 1e6;
 
+double delay_weight(const Outlook& outlook) noexcept {
+  if (outlook.urgent_overtake) return kUrgentDelayWeight;
+  return outlook.recent != nullptr ? kIdleDelayWeight : kDelayWeight;
+}
+
 }  // namespace
 
 void PendingBatch::begin(const CostModel& costs) noexcept {
@@ -15,25 +20,29 @@ void PendingBatch::begin(const CostModel& costs) noexcept {
   num_deadlines_ = 0;
 }
 
-bool PendingBatch::offer(const Candidate& candidate, double now_us) noexcept {
-  if (num_members_ > 0 && num_deadlines_ > 0 && compare(candidate, now_us).close()) return false;
-  take(candidate);
+bool PendingBatch::offer(const Candidate& candidate, double now_us, const Outlook& outlook) noexcept {
+  if (num_members_ > 0 && compare(candidate, now_us, outlook).close()) return false;
+  join(candidate);
   return true;
 }
 
-Comparison PendingBatch::compare(const Candidate& candidate, double now_us) const noexcept {
+Comparison PendingBatch::compare(const Candidate& candidate, double now_us, const Outlook& outlook) const noexcept {
   Comparison result;
+  result.delay_weight = delay_weight(outlook);
   Features joined = features_;
   add(joined, candidate.features);
   result.closed_s = predicted_s_;
   result.joined_s = time_s(joined);
   const std::size_t saved = num_saved(now_us + result.closed_s * kSecond_us, now_us + result.joined_s * kSecond_us);
-  if (saved == 0) return result;
   result.num_saved = static_cast<double>(saved);
+  const bool has_outlook = outlook.recent != nullptr;
+  if (saved == 0 && !(has_outlook && outlook.urgent_overtake)) return result;
 
-  Features alone = kEmptyPass;
-  add(alone, candidate.features);
-  result.apart_s = result.closed_s + time_s(alone);
+  const double alone = alone_s(candidate);
+  if (has_outlook && outlook.urgent_overtake) {
+    result.num_spared = outlook.recent->num_saved(result.closed_s, alone, result.joined_s, now_us);
+  }
+  result.apart_s = result.closed_s + alone + (has_outlook ? outlook.recent->idle_s(now_us) : 0.0);
   if (candidate.deadline_us) {
     const double left_s = (*candidate.deadline_us - now_us) / kSecond_us;
     if (result.joined_s <= left_s && left_s < result.apart_s) result.num_lost = 1.0;
@@ -41,6 +50,12 @@ Comparison PendingBatch::compare(const Candidate& candidate, double now_us) cons
   const double rate = static_cast<double>(num_members_ + 1) / result.joined_s;
   result.num_displaced = (result.apart_s - result.joined_s) * rate;
   return result;
+}
+
+double PendingBatch::alone_s(const Candidate& candidate) const noexcept {
+  Features alone = kEmptyPass;
+  add(alone, candidate.features);
+  return time_s(alone);
 }
 
 std::size_t PendingBatch::num_saved(double closed_us, double joined_us) const noexcept {
@@ -52,7 +67,7 @@ std::size_t PendingBatch::num_saved(double closed_us, double joined_us) const no
   return count;
 }
 
-void PendingBatch::take(const Candidate& candidate) noexcept {
+void PendingBatch::join(const Candidate& candidate) noexcept {
   add(features_, candidate.features);
   predicted_s_ = time_s(features_);
   ++num_members_;

@@ -1,5 +1,6 @@
-// Cost of a decision: ModelBatchIncludeRequest with everything it reads, against fakes of the server. Each batch is
-// begun, asked `kBatch` times and finished; begin and finish are in the figure. Prints one line of JSON.
+// Cost of a decision: ModelBatchIncludeRequest with everything it reads, against fakes of the server. The queue has
+// priorities, which is the dearest. Each batch is begun, asked `kBatch` times and finished; begin and finish are in the
+// figure. Prints one line of JSON.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -34,7 +35,7 @@ std::vector<fakes::Request> make_requests(bool relative) {
 std::vector<double> measure(bool relative) {
   fakes::Model model{fakes::model_config({{"WISP_BASE_US", "30000"}, {"WISP_PER_TOKEN_US", "300"},
                                           {"WISP_TOKENS_INPUT", "TOKENS,DRAFT"},
-                                          {"WISP_CONTEXT_INPUT", "value:PREFIX"}})};
+                                          {"WISP_CONTEXT_INPUT", "value:PREFIX"}}, 2)};
   TRITONBACKEND_Batcher* batcher = nullptr;
   if (TRITONBACKEND_ModelBatcherInitialize(&batcher, model.handle()) != nullptr) return {};
   auto requests = make_requests(relative);

@@ -46,8 +46,9 @@ void write_file(const std::string& path, const std::string& text);  // as save_p
 // A loaded batcher that is finalized at the end.
 class Loaded {
  public:
-  explicit Loaded(std::initializer_list<std::pair<std::string, std::string>> parameters, std::string folder = ".")
-      : model_{fakes::model_config(parameters), std::move(folder)} {
+  explicit Loaded(std::initializer_list<std::pair<std::string, std::string>> parameters, std::string folder = ".",
+                  int priority_levels = 0)
+      : model_{fakes::model_config(parameters, priority_levels), std::move(folder)} {
     CHECK(fakes::taken_message(TRITONBACKEND_ModelBatcherInitialize(&batcher_, model_.handle())).empty());
   }
   ~Loaded() { TRITONBACKEND_ModelBatcherFinalize(batcher_); }

@@ -57,9 +57,22 @@ void check_accepted() {
 void check_rest_of_config() {
   const std::string costs = R"("parameters":{"WISP_BASE_US":{"string_value":"1"}})";
   CHECK_HAS(wisp::parse_settings("{" + costs + "}", ".").warning, "dynamic_batching is not configured");
-  CHECK_HAS(wisp::parse_settings(R"({"dynamic_batching":{},)" + costs + "}", ".").warning, "allow_timeout_override");
+  CHECK_HAS(wisp::parse_settings(R"({"dynamic_batching":{},)" + costs + "}", ".").warning, "priority_levels: 2 or more");
   const std::string sized = R"({"dynamic_batching":{"default_queue_policy":{"max_queue_size":9}},)";
   CHECK(wisp::parse_settings(sized + costs + "}", ".").warning.empty());
+  const auto queue = [&](const std::string& batching) {
+    return wisp::parse_settings(R"({"dynamic_batching":{)" + batching + "}," + costs + "}", ".").queue;
+  };
+  for (const char* ahead : {"", R"("priority_levels":"0")", R"("default_queue_policy":{"max_queue_size":0})"}) {
+    CHECK(queue(ahead) == wisp::Queue::kAhead);
+  }
+  for (const char* one : {R"("priority_levels":1)", R"("default_queue_policy":{"allow_timeout_override":true})",
+                          R"("default_queue_policy":{"default_timeout_microseconds":"5"})"}) {
+    CHECK(queue(one) == wisp::Queue::kOne);
+  }
+  for (const char* levels : {R"("priority_levels":2)", R"("priority_levels":"3","default_queue_policy":{})"}) {
+    CHECK(queue(levels) == wisp::Queue::kPriority);
+  }
   fakes::Model model{R"({"parameters":{"WISP_BASE_US":{"string_value":"1"}}})"};
   TRITONBACKEND_Batcher* batcher = nullptr;
   fakes::taken_log();

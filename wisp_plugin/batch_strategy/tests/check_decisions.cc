@@ -62,6 +62,65 @@ void check_lost_counts() {
   CHECK(batch.compare(of(3000, 3055), kNow_us).close());  // two saved outweigh it
 }
 
+// Costs of these: 1 ms a batch and 1 ms a token. 64 urgent requests that could wait 60 ms have come, one in
+// 10 ms, each with 5 ms of work.
+const wisp::CostModel kSmallBase{{0.001, 0, 0.001, 0, 0, 0}, {}, 1.0, 1.0};
+
+wisp::RecentRequests urgent_ones(double patience_s = 0.060) {
+  wisp::RecentRequests recent;
+  for (int i = 64; i > 0; --i) recent.note(patience_s, 0.005, kNow_us - i * 10'000.0);
+  return recent;
+}
+
+// A second long request would make those late that come while the batch runs; nobody in the batch is in a hurry.
+void check_spared() {
+  const wisp::RecentRequests recent = urgent_ones();
+  auto batch = begun(kSmallBase);
+  CHECK(batch.offer(of(49, 5000), kNow_us, {&recent, true}));
+  const wisp::Comparison two = batch.compare(of(49, 5000), kNow_us, {&recent, true});
+  CHECK(std::abs(two.num_spared - 3.9) < 1e-9 && two.num_saved == 0.0);  // of 99 ms the first 39, at 100 a second
+  CHECK(std::abs(two.apart_s - 0.105) < 1e-9 && std::abs(two.num_displaced - 2.0 * 6 / 99) < 1e-9 && two.close());
+  CHECK(batch.compare(of(49), kNow_us, {&recent, true}).close());    // nor need anybody have a deadline
+  CHECK(batch.offer(of(1, 50), kNow_us, {&recent, true}));           // 51 ms: as good for them as 50
+  const wisp::Comparison loses = batch.compare(of(49, 105), kNow_us, {&recent, true});  // 100 ms; apart 106
+  CHECK(loses.num_lost == 1.0 && loses.num_spared > 3.0 && loses.close());
+}
+
+void check_not_spared() {
+  const wisp::RecentRequests recent = urgent_ones();
+  const wisp::RecentRequests patient = urgent_ones(10.0);
+  const wisp::RecentRequests hopeless = urgent_ones(-0.010);
+  const wisp::RecentRequests endless = urgent_ones(kInfinite);
+  const wisp::RecentRequests nobody;
+  auto batch = begun(kSmallBase);
+  batch.offer(of(49, 5000), kNow_us);
+  CHECK(!batch.compare(of(49, 5000), kNow_us, {&recent, false}).close());  // they would not overtake
+  for (const auto* others : {&patient, &hopeless, &endless, &nobody}) {
+    const wisp::Comparison comparison = batch.compare(of(49, 5000), kNow_us, {others, true});
+    CHECK(comparison.num_spared == 0.0 && !comparison.close());
+  }
+  CHECK(!batch.compare(of(49, 5000), kNow_us - 1e9, {&recent, true}).close());     // the clock was set back
+  CHECK(!batch.compare(of(49, 5000), kNow_us + 3600e6, {&recent, true}).close());  // an hour ago they came
+  wisp::RecentRequests few;
+  for (std::size_t i = 1; i < wisp::RecentRequests::kFewest; ++i) few.note(0.060, 0.005, kNow_us - 10'000.0);
+  CHECK(few.mean_gap_s(kNow_us) == 0.0 && few.num_saved(0.05, 0.05, 0.1, kNow_us) == 0.0);
+}
+
+// With priorities a delay counts less; an instance that starts with the next arrival makes every batch dearer.
+void check_outlook_changes_delay() {
+  const wisp::RecentRequests recent = urgent_ones(10.0);
+  const wisp::RecentRequests nobody;
+  auto batch = begun(kSmallBase);
+  batch.offer(of(9, 20), kNow_us);
+  const auto candidate = of(19);  // 29 ms; apart 30, or 35 with the wait for the next arrival
+  CHECK(batch.compare(candidate, kNow_us).close());
+  CHECK(!batch.compare(candidate, kNow_us, {&recent, false}).close());
+  CHECK(batch.compare(candidate, kNow_us, {&recent, true}).close());
+  CHECK(!batch.compare(candidate, kNow_us, {&nobody, false}).close());
+  CHECK(batch.compare(of(1000), kNow_us, {&recent, false}).close());  // what is certain
+  CHECK(std::abs(batch.compare(candidate, kNow_us, {&recent, true}).apart_s - 0.035) < 1e-9);
+}
+
 // Equal requests and a fixed cost: a deadline is not worth another batch.
 void check_equal_requests() {
   for (const double deadline_ms : {35.0, 45.0, 200.0, kInfinite}) {
@@ -97,6 +156,9 @@ void check_decisions() {
   check_closing();
   check_hopeless_do_not_count();
   check_lost_counts();
+  check_spared();
+  check_not_spared();
+  check_outlook_changes_delay();
   check_equal_requests();
   check_margin();
   check_extremes();

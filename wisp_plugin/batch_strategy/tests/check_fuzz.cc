@@ -67,6 +67,18 @@ void ask_many(const Loaded& loaded, int num_requests, unsigned seed, std::atomic
   }
 }
 
+void fuzz(int num_requests, int levels) {
+  const Loaded loaded({{"WISP_BASE_US", "100"}, {"WISP_PER_TOKEN_US", "300"}, {"WISP_PER_CONTEXT_US", "0.1"},
+                       {"WISP_TOKENS_INPUT", "TOKENS,DRAFT"}, {"WISP_CONTEXT_INPUT", "value:PREFIX"}}, ".", levels);
+  std::atomic<int> num_refused{0};
+  std::vector<std::thread> threads;
+  for (unsigned i = 0; i < kNumThreads; ++i) {
+    threads.emplace_back([&, i] { ask_many(loaded, num_requests / kNumThreads, i, num_refused); });
+  }
+  for (auto& thread : threads) thread.join();
+  CHECK(num_refused > 0 && num_refused < num_requests);
+}
+
 std::int64_t resident_kib() {
   std::int64_t total = 0, resident = 0;
   std::ifstream("/proc/self/statm") >> total >> resident;
@@ -76,15 +88,7 @@ std::int64_t resident_kib() {
 }  // namespace
 
 void check_fuzz(int num_requests) {
-  const Loaded loaded({{"WISP_BASE_US", "100"}, {"WISP_PER_TOKEN_US", "300"}, {"WISP_PER_CONTEXT_US", "0.1"},
-                       {"WISP_TOKENS_INPUT", "TOKENS,DRAFT"}, {"WISP_CONTEXT_INPUT", "value:PREFIX"}});
-  std::atomic<int> num_refused{0};
-  std::vector<std::thread> threads;
-  for (unsigned i = 0; i < kNumThreads; ++i) {
-    threads.emplace_back([&, i] { ask_many(loaded, num_requests / kNumThreads, i, num_refused); });
-  }
-  for (auto& thread : threads) thread.join();
-  CHECK(num_refused > 0 && num_refused < num_requests);
+  for (const int levels : {0, 2}) fuzz(num_requests / 2, levels);
 }
 
 void check_growth(const std::string& folder) {

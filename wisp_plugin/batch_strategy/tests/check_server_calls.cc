@@ -53,6 +53,52 @@ void check_address_used_again() {
   finish(batch);
 }
 
+// Urgent requests have come one in a millisecond: two long ones do not go together, with priorities. A request that is
+// asked about again is not another one.
+void check_urgent_to_come() {
+  for (const int levels : {0, 1, 2}) {
+    const Loaded loaded({{"WISP_BASE_US", "1000"}, {"WISP_PER_TOKEN_US", "1000"}, {"WISP_TOKENS_INPUT", "TOKENS"}}, ".",
+                        levels);
+    std::vector<fakes::Request> urgent(wisp::RecentRequests::kFewest);
+    fakes::Request long_one, other;
+    long_one.with_input("TOKENS", {1, 100});
+    other.with_input("TOKENS", {1, 100});
+    for (auto& request : urgent) {
+      request.with_input("TOKENS", {1, 1}).with_integer("wisp_slo_ms", 110);
+      sleep_ms(1);
+      void* batch = loaded.begin();
+      CHECK(ask(batch, request));
+      finish(batch);
+    }
+    void* batch = loaded.begin();
+    CHECK(ask(batch, long_one) && ask(batch, other) == (levels < 2));
+    finish(batch);
+    for (int i = 0; i < 200; ++i) {
+      batch = loaded.begin();
+      CHECK(ask(batch, long_one) && ask(batch, other) == (levels < 2));
+      finish(batch);
+    }
+  }
+}
+
+// Everybody joins a batch in the end: urgent requests come with every look, and none of them can stand the long one.
+void check_refused_enough() {
+  const Loaded loaded({{"WISP_BASE_US", "1000"}, {"WISP_PER_TOKEN_US", "1000"}, {"WISP_TOKENS_INPUT", "TOKENS"}}, ".",
+                      2);
+  fakes::Request long_one;
+  long_one.with_input("TOKENS", {1, 1000});
+  for (unsigned refused = 0; refused <= wisp::kMostRefusals; ++refused) {
+    for (int look = 0; look < 10; ++look) {
+      fakes::Request urgent;
+      urgent.with_input("TOKENS", {1, 1}).with_integer("wisp_slo_ms", 500);
+      void* batch = loaded.begin();
+      CHECK(ask(batch, urgent) && ask(batch, long_one) == (refused == wisp::kMostRefusals));
+      finish(batch);
+    }
+    finish(loaded.begin());
+  }
+}
+
 void check_lost_batches() {
   Case c(300);
   void* last = nullptr;
@@ -94,26 +140,36 @@ void check_malformed_is_said_once() {
 void check_first_seen() {
   auto table = std::make_unique<wisp::FirstSeen>();
   int requests[8 * wisp::FirstSeen::kNumBuckets];
-  CHECK(table->time_us(&requests[0], 10.0) == 10.0);
-  CHECK(table->time_us(&requests[0], 20.0) == 10.0);
-  CHECK(table->time_us(&requests[0], 5.0) == 5.0);  // the clock was set back
-  table->mark_included(&requests[0]);
-  CHECK(table->time_us(&requests[0], 30.0) == 5.0);  // formed anew, in the same batch
+  CHECK(table->recall(&requests[0], 10.0).first_us == 10.0);
+  CHECK(table->recall(&requests[0], 20.0).first_us == 10.0);
+  CHECK(table->recall(&requests[0], 5.0).first_us == 5.0);  // the clock was set back
+  table->mark(&requests[0], true);
+  CHECK(table->recall(&requests[0], 30.0).first_us == 5.0);  // formed anew, in the same batch
   table->batch_gone();
-  CHECK(table->time_us(&requests[0], 40.0) == 5.0);  // asked again and refused since it was included
-  table->mark_included(&requests[0]);
+  CHECK(table->recall(&requests[0], 40.0).first_us == 5.0);  // asked again and refused since it was included
+  table->mark(&requests[0], true);
   table->batch_gone();
-  CHECK(table->time_us(&requests[0], 50.0) == 50.0);
+  CHECK(table->recall(&requests[0], 50.0).first_us == 50.0);
   table->batch_gone();
   table->batch_gone();
-  CHECK(table->time_us(&requests[0], 60.0) == 60.0);  // not asked for a whole batch: gone otherwise
-  for (auto& request : requests) CHECK(table->time_us(&request, 70.0) <= 70.0);  // more than it holds
-  table->mark_included(&table);
+  CHECK(table->recall(&requests[0], 60.0).first_us == 60.0);  // not asked for a whole batch: gone otherwise
+  // Refused once for each batch that has gone, however often it was asked about.
+  for (unsigned times = 0; times < 5; ++times) {
+    for (int look = 0; look < 3; ++look) {
+      CHECK(table->recall(&requests[1], 65.0).num_refused == times);
+      table->mark(&requests[1], false);
+    }
+    table->batch_gone();
+  }
+  for (auto& request : requests) CHECK(table->recall(&request, 70.0).first_us <= 70.0);  // more than it holds
+  table->mark(&table, true);
 }
 
 void check_server_calls() {
   check_formed_anew();
   check_address_used_again();
+  check_urgent_to_come();
+  check_refused_enough();
   check_lost_batches();
   check_without_batch();
   check_malformed_is_said_once();

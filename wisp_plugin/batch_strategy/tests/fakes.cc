@@ -60,8 +60,9 @@ Request& Request::with_text(std::string key, std::string value) {
   return *this;
 }
 
-std::string model_config(std::initializer_list<std::pair<std::string, std::string>> parameters) {
-  std::string json = R"({"name":"model","max_batch_size":8,"dynamic_batching":{"default_queue_policy":)"
+std::string model_config(std::initializer_list<std::pair<std::string, std::string>> parameters, int priority_levels) {
+  std::string json = R"({"name":"model","max_batch_size":8,"dynamic_batching":{"priority_levels":")" +
+                     std::to_string(priority_levels) + R"(","default_queue_policy":)"
                      R"({"allow_timeout_override":true,"default_timeout_microseconds":"0","max_queue_size":0}},)"
                      R"("input":[)"
                      R"({"name":"TOKENS","data_type":"TYPE_INT32","dims":[-1]},)"

@@ -49,7 +49,8 @@ struct Model {
 };
 
 // A model's configuration as the server serializes it, with inputs TOKENS, DRAFT, PREFIX (INT32), TEXT (BYTES).
-std::string model_config(std::initializer_list<std::pair<std::string, std::string>> parameters);
+std::string model_config(std::initializer_list<std::pair<std::string, std::string>> parameters,
+                         int priority_levels = 0);
 
 // The message of an error, which is deleted; empty for none.
 std::string taken_message(TRITONSERVER_Error* error);
