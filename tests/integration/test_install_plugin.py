@@ -15,7 +15,7 @@ from wisp_plugin.profile import load_profile
 
 pytestmark = pytest.mark.integration
 COST = Cost(base_s=400.0, token_s=20.0, unit_s=1.0)  # in units of work, so that nothing has to be timed
-PLAIN = Variant(has_priorities=False, delay_us=2_000, has_plugin=False)
+PLAIN = Variant("policy", delay_us=2_000, has_plugin=False)
 
 
 def test_profile_then_install_then_serve(
