@@ -29,6 +29,7 @@ dynamic_batching {{
 }}
 parameters {{ key: "base_units" value: {{ string_value: "{base_units}" }} }}
 parameters {{ key: "units_per_token" value: {{ string_value: "{units_per_token}" }} }}
+parameters {{ key: "unit_s" value: {{ string_value: "{unit_s}" }} }}
 """
 QUEUES = {
     "priority": "priority_levels: 2\n  default_priority_level: 2",
@@ -93,6 +94,7 @@ def write_model(repository: Path, variant: Variant, cost: Cost, profile: Path | 
         queue=QUEUES[variant.queue],
         base_units=round(cost.base_s / cost.unit_s),
         units_per_token=cost.token_s / cost.unit_s,
+        unit_s=cost.unit_s,
     )
     (folder / "config.pbtxt").write_text(config, encoding="utf-8")
     if variant.has_plugin:

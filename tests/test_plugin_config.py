@@ -105,5 +105,5 @@ def test_inputs_that_there_are_not_are_refused(tokens: str | None, context: str 
 def test_advice_names_what_keeps_the_strategy_from_working() -> None:
     ragged = CONFIG.replace(", allow_ragged_batch: true", "")
     lines = advice(parse(ragged + "dynamic_batching { }"))
-    assert ["no queue policy" in lines[0], "IDS differ in shape" in lines[1]] == [True, True]
-    assert advice(parse(with_plugin(CONFIG, PluginSettings(**COSTS))[0])) == []
+    assert ["one queue" in lines[0], "IDS differ in shape" in lines[1]] == [True, True]
+    assert advice(parse(CONFIG + "dynamic_batching { priority_levels: 2 }")) == []

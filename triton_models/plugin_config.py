@@ -23,9 +23,6 @@ END = "# -- end of WISP's lines --"
 _BLOCK = re.compile(rf"\n?{re.escape(BEGIN)}.*?{re.escape(END)}\n?", re.DOTALL)
 _VALUE = "value:"  # of WISP_CONTEXT_INPUT: the input's one integer, not its length
 _INTEGERS = ("TYPE_INT32", "TYPE_INT64")
-# With a queue policy of any kind Triton closes a batch when an instance is free. Without, it fills batches ahead of
-# time and does not tell the strategy what is in them.
-_CLOSES_LATE = "default_queue_policy { allow_timeout_override: true }"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +75,7 @@ def with_plugin(text: str, settings: PluginSettings) -> tuple[str, str]:
     config = parse(bare)
     lines = [BEGIN]
     if not config.HasField("dynamic_batching"):
-        lines.append(f"dynamic_batching {{ {_CLOSES_LATE} }}")
+        lines.append("dynamic_batching { }")
     for name, value in settings.parameters().items():
         lines.append(f'parameters {{ key: "{name}" value: {{ string_value: {_quoted(value)} }} }}')
     lines.append(END)
@@ -149,17 +146,10 @@ def parse_inputs(config: Any, tokens_input: str | None, context_input: str | Non
 def advice(config: Any) -> list[str]:
     """What works, but not as well as it could: a line each."""
     lines = []
-    batching = config.dynamic_batching
-    policy = batching.default_queue_policy
-    if not (
-        batching.priority_levels
-        or policy.allow_timeout_override
-        or policy.default_timeout_microseconds
-        or policy.max_queue_size
-    ):
+    if config.dynamic_batching.priority_levels < 2:
         lines.append(
-            f"dynamic_batching has no queue policy: Triton then fills batches before an instance is free, and the "
-            f"strategy is not told what is in them; add {_CLOSES_LATE}"
+            "dynamic_batching has one queue, in which a strategy can do little; with priority_levels: 2, and urgent "
+            "requests that use them, it does most"
         )
     ragged = [one.name for one in config.input if -1 in one.dims and not one.allow_ragged_batch]
     if ragged:

@@ -1,11 +1,14 @@
-"""A Triton model that knows nothing of WISP: a batch costs a base and so much per token, in real work of the processor.
+"""A Triton model that knows nothing of WISP: a batch costs a base and so much per token.
 
-The work is counted in products of small matrices; how many a base and a token take stands in the model's parameters.
+The cost is counted in units, products of small matrices. Half of them are computed; for the time of the other half, as
+measured beforehand, it waits, as a model does whose accelerator computes. So a batch on a machine with other work to do
+takes as long as on an idle one, unless it is slower by half. Units and their time stand in the model's parameters.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,13 @@ def work(units: int) -> None:
         left = left @ right
 
 
+def work_and_wait(units: int, unit_s: float) -> None:
+    """The time of so many units from now on: half of them computed."""
+    end_s = time.perf_counter() + units * unit_s
+    work(units // 2)
+    time.sleep(max(0.0, end_s - time.perf_counter()))
+
+
 class TritonPythonModel:
     """As Triton sees it."""
 
@@ -29,11 +39,12 @@ class TritonPythonModel:
         parameters = json.loads(args["model_config"])["parameters"]
         self._base_units = int(parameters["base_units"]["string_value"])
         self._units_per_token = float(parameters["units_per_token"]["string_value"])
+        self._unit_s = float(parameters["unit_s"]["string_value"])
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One batch: everybody is answered when all of it is done."""
         lengths = [pb_utils.get_input_tensor_by_name(request, "IDS").as_numpy().size for request in requests]
-        work(self._base_units + round(self._units_per_token * sum(lengths)))
+        work_and_wait(self._base_units + round(self._units_per_token * sum(lengths)), self._unit_s)
         return [
             pb_utils.InferenceResponse([pb_utils.Tensor("LENGTH", np.array([[length]], np.int32))])
             for length in lengths

@@ -14,7 +14,7 @@ from triton_models.remote_model import RequestSize
 from wisp_plugin.profile import load_profile
 
 pytestmark = pytest.mark.integration
-COST = Cost(base_s=400.0, token_s=20.0, unit_s=1.0)  # in units of work, so that nothing has to be timed
+COST = Cost(base_s=0.004, token_s=0.0002, unit_s=1e-5)
 PLAIN = Variant("policy", delay_us=2_000, has_plugin=False)
 
 

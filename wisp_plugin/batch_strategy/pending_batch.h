@@ -14,7 +14,7 @@
 // The batch is closed if saved + spared > lost + weight * displaced. That is goodput per second of both plans, with
 // time valued at what the joined batch earns with it. Two things follow. Without a deadline to save nothing is ever
 // refused: the candidate has to run anyway and `apart` is never less than `joined`, so density alone is no reason to
-// close. And equal requests with a fixed cost per batch stay together: `displaced` is nearly the size of the batch then.
+// close. And equal requests with a fixed cost per batch stay together: `displaced` is then nearly the batch's size.
 //
 // `idle` is Triton's: where it does not fill batches ahead of time, an instance that gets free starts with the next
 // request that arrives, even if others wait (batcher.h). So every further batch costs part of the mean time between two

@@ -57,7 +57,7 @@ void check_accepted() {
 void check_rest_of_config() {
   const std::string costs = R"("parameters":{"WISP_BASE_US":{"string_value":"1"}})";
   CHECK_HAS(wisp::parse_settings("{" + costs + "}", ".").warning, "dynamic_batching is not configured");
-  CHECK_HAS(wisp::parse_settings(R"({"dynamic_batching":{},)" + costs + "}", ".").warning, "priority_levels: 2 or more");
+  CHECK_HAS(wisp::parse_settings(R"({"dynamic_batching":{},)" + costs + "}", ".").warning, "priority_levels: 2 or");
   const std::string sized = R"({"dynamic_batching":{"default_queue_policy":{"max_queue_size":9}},)";
   CHECK(wisp::parse_settings(sized + costs + "}", ".").warning.empty());
   const auto queue = [&](const std::string& batching) {
