@@ -30,6 +30,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "results": ("bench.results", "the README's table, made from the documents that `make results` has kept"),
     "controller": ("bench.controller", "stop rules over recorded traces: speed, wasted drafting, acceptance model"),
     "traces": ("bench.traces", "record the default drafts along texts of the target"),
+    "capacity": ("bench.capacity", "devices at 95 % attainment: WISP against every other system at its best"),
+    "goodput": ("bench.goodput", "goodput over the number of devices, and its peak, of the same systems"),
+    "matrix": ("bench.matrix", "WISP / best other over SLO x draft speed x RTT x draft; --full can be stopped"),
+    "load": ("bench.load", "open-loop load by hundreds of emulated devices on a real tritonserver"),
+    "validate": ("bench.validate", "the simulator against that server: goodput, time between commits, attainment"),
+    "plan": ("bench.planner", "capacity planner: how many devices, what attainment, what to change first"),
+    "profile": ("bench.profile_shape", "profile of a model's shape on this device, by our verifier's real forward"),
     "pass-cost": ("bench.pass_cost", "time of a target pass over sessions, new tokens and cached tokens"),
 }
 

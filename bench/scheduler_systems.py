@@ -113,14 +113,16 @@ class Lab:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def map(self, label: str, ask: Callable[[Any], T], questions: Sequence[Any]) -> list[T]:
-        """The answers to all questions, with progress under `label`."""
+    def map(
+        self, label: str, ask: Callable[[Any], T], questions: Sequence[Any], note: Callable[[T], str] = lambda _: ""
+    ) -> list[T]:
+        """The answers to all questions, with progress under `label` and what `note` says of the newest answer."""
         answers: Iterable[T] = self._pool.map(ask, questions) if self._pool else map(ask, questions)
         result = []
         with Progress(len(questions), label) as progress:
             for answer in answers:
                 result.append(answer)
-                progress.step()
+                progress.step(note=note(answer))
         return result
 
     def means(self, label: str, scenarios: Sequence[Scenario], num_seeds: int) -> list[Figures]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -43,7 +43,7 @@ class SessionTokens:
     def __init__(self, seed: int, spec: SessionSpec, acceptance: float) -> None:
         end = spec.prompt_len + spec.num_output_tokens
         key = (seed << 40) ^ spec.number
-        self.target: Tokens = (_hashes(2 * key, end) >> np.uint64(64 - _VOCAB_BITS)).astype(np.int32)
+        self.target: Tokens = hashed_tokens(2 * key, end)
         uniform = (_hashes(2 * key + 1, end) >> np.uint64(11)) * 2.0**-53
         is_wrong = uniform >= acceptance
         self._wrong: list[int] = (self.target ^ 1).tolist()
@@ -58,6 +58,15 @@ class SessionTokens:
         return (self._drafted if chain_is_right else self._wrong)[position], None
 
 
+class DraftsAlong(Protocol):
+    """What is said in a session, from wherever."""
+
+    target: Tokens
+
+    def draft(self, num_committed: int, position: int) -> tuple[int, DraftStats | None]:
+        """See `SessionTokens.draft`."""
+
+
 class TraceTokens:
     """The same from a recorded text: real rejections and real statistics."""
 
@@ -70,6 +79,11 @@ class TraceTokens:
     def draft(self, num_committed: int, position: int) -> tuple[int, DraftStats | None]:
         """See `SessionTokens.draft`."""
         return self._text.chain_token(num_committed - self._text.prompt_len, position - num_committed)
+
+
+def hashed_tokens(key: int, length: int) -> Tokens:
+    """Tokens that a key stands for, int32 `[length]`."""
+    return (_hashes(key, length) >> np.uint64(64 - _VOCAB_BITS)).astype(np.int32)
 
 
 def _hashes(key: int, length: int) -> np.ndarray:
@@ -96,7 +110,7 @@ class SimulatedClient:
     """One session on its device, driven by events."""
 
     __slots__ = (
-        "_events", "_is_done", "_is_drafting", "_is_refused", "_on_done", "_send", "_settings", "_step_s", "_uplink",
+        "_device", "_events", "_is_done", "_is_drafting", "_is_refused", "_on_done", "_send", "_settings", "_uplink",
         "downlink", "edge", "id", "record", "tokens",
     )  # fmt: skip
 
@@ -105,7 +119,7 @@ class SimulatedClient:
         events: EventQueue,
         spec: SessionSpec,
         device: Device,
-        tokens: SessionTokens | TraceTokens,
+        tokens: DraftsAlong,
         settings: ClientSettings,
         send: Callable[[SimulatedClient, Open | Draft], None],
         on_done: Callable[[SimulatedClient], None],
@@ -114,7 +128,7 @@ class SimulatedClient:
         self._events, self.tokens, self._settings, self._send, self._on_done = events, tokens, settings, send, on_done
         self._uplink = Link(device.rtt_s / 2, device.jitter_s, 2 * spec.link_seed)
         self.downlink = Link(device.rtt_s / 2, device.jitter_s, 2 * spec.link_seed + 1)
-        self._step_s = 1.0 / device.drafted_tokens_per_s
+        self._device = device
         self.id = f"{spec.number:032x}"
         opened = Open(
             self.id, tokens.target[: spec.prompt_len], spec.prompt_len, spec.num_output_tokens, Sampling(), spec.slo,
@@ -129,6 +143,10 @@ class SimulatedClient:
         self._is_refused = False
         self._transmit(self.edge.reopen())
         self._advance()
+
+    def answer(self, commit: Commit) -> None:
+        """The server has sent a commit: it is on its way."""
+        self._events.schedule(self.downlink.arrival_s(self._events.now_s), self.receive, commit)
 
     def receive(self, commit: Commit) -> None:
         """A commit has reached the device."""
@@ -155,15 +173,16 @@ class SimulatedClient:
             self._is_drafting = True
             job = self.edge.begin_draft()
             drafted = self.tokens.draft(len(self.edge.committed), len(job.context))
-            self._events.schedule(now_s + self._step_s, self._finish_draft, (job, *drafted))
+            step_s = self._device.draft_step_s(now_s)
+            self._events.schedule(now_s + step_s, self._finish_draft, (job, *drafted, step_s))
         elif step is Step.DONE:
             self._is_done = True
             self._on_done(self)
 
-    def _finish_draft(self, drafted: tuple[DraftJob, int, DraftStats | None]) -> None:
+    def _finish_draft(self, drafted: tuple[DraftJob, int, DraftStats | None, float]) -> None:
         self._is_drafting = False
-        job, token, stats = drafted
-        self.edge.on_drafted(job, token, self._step_s, stats)
+        job, token, stats, step_s = drafted
+        self.edge.on_drafted(job, token, step_s, stats)
         self._advance()
 
     def _transmit(self, message: Open | Draft) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -23,12 +24,23 @@ _KV_BLOCK_TOKENS = 32
 
 @dataclass(frozen=True, slots=True)
 class PassTiming:
-    """True cost of passes, lognormal noise (mean 1) on top, and from when on passes are counted."""
+    """True cost of passes, lognormal noise (mean 1) on top, and from when on passes are counted.
+
+    `drafting`: what it costs to draft on the server (see `sim_colocated`).
+    """
 
     costs: Costs
     noise_sigma: float
     seed: int
     warm_up_s: float
+    drafting: DraftingCost | None = None
+
+
+class DraftingCost(Protocol):
+    """Time of drafting on the server."""
+
+    def before(self, items: Sequence[PassItem]) -> float:
+        """Seconds that it took to draft what is in `items`."""
 
 
 class SimulatedVerifier:
@@ -47,12 +59,14 @@ class SimulatedVerifier:
         self._costs, self._noise_sigma = Estimator(timing.costs), timing.noise_sigma
         self._rng = np.random.default_rng((timing.seed, 2))
         self._warm_up_s = timing.warm_up_s
+        self._drafting = timing.drafting
 
     def run(self, items: Sequence[PassItem]) -> list[PassOutcome]:
         """See `engine.Verifier`. Events up to the end of the pass happen meanwhile."""
         features = member_features(items)
         expected_s = float(self._costs.predict(EMPTY_PASS + features.sum(axis=0)))
-        pass_s = expected_s * self._noise()
+        drafting_s = self._drafting.before(items) if self._drafting is not None else 0.0
+        pass_s = expected_s * self._noise() + drafting_s
         if self._events.now_s >= self._warm_up_s:
             self._count(items, expected_s - self._costs.predict(EMPTY_PASS + features), pass_s)
         self._count_drafts(items)

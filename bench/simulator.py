@@ -16,7 +16,8 @@ from typing import Any
 
 from bench.gpu_cost import A100_32G
 from bench.report import Progress
-from bench.sim_client import ClientSettings, SessionTokens, SimulatedClient, SimulationError, TraceTokens
+from bench.sim_client import ClientSettings, DraftsAlong, SessionTokens, SimulatedClient, SimulationError
+from bench.sim_colocated import MESSAGE_TOKENS, DraftingCost
 from bench.sim_result import ServerRecord, SimResult
 from bench.sim_verifier import PassTiming, SimulatedVerifier
 from bench.virtual_time import EventQueue
@@ -40,7 +41,8 @@ class Scenario:
     `tokens` makes what target and draft say in a session; without, draft tokens are right with chance `acceptance`.
     `costs` is the true cost of a pass, `believed_costs` what the estimator starts with (None: the truth).
     `noise_sigma`: lognormal noise on the time of a pass, mean 1. `drain`: no session starts after `duration_s`, and
-    the run ends with the last one. `engine`: overrides of `EngineConfig`.
+    the run ends with the last one. `engine`: overrides of `EngineConfig`. `colocated`: what a step of the draft model
+    costs on the server, which then drafts for thin devices (None: devices draft).
     """
 
     workload: Workload = field(default_factory=Workload)
@@ -50,7 +52,7 @@ class Scenario:
     controller: Callable[[], SpeculationController] | None = None
     message_tokens: int = 1
     acceptance: float = 0.75
-    tokens: Callable[[SessionSpec], SessionTokens | TraceTokens] | None = None
+    tokens: Callable[[SessionSpec], DraftsAlong] | None = None
     duration_s: float = 30.0
     warm_up_s: float = 10.0
     drain: bool = False
@@ -60,6 +62,7 @@ class Scenario:
     kv_tokens: int = 131_072
     engine: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
+    colocated: Costs | None = None
 
     def with_devices(self, num_devices: int) -> Scenario:
         """The same with another number of devices."""
@@ -78,11 +81,6 @@ def build_engine(scenario: Scenario, verifier: SimulatedVerifier, clock: Callabl
     make_policy = POLICIES[scenario.policy] if isinstance(scenario.policy, str) else scenario.policy
     scheduler = Scheduler(make_policy(config, estimator), config, verifier.pool, estimator)
     return Engine(scheduler, verifier, config, clock)
-
-
-def wake_s(engine: Engine) -> float:
-    """When the scheduler wants to plan again if nothing arrives."""
-    return engine.wake_s
 
 
 def simulate(scenario: Scenario) -> SimResult:
@@ -106,7 +104,7 @@ class _Reply:
         events = self._world.events
         if events.now_s >= self._world.scenario.warm_up_s:
             self._world.verifier.record.committed += len(commit.tokens)
-        events.schedule(self._client.downlink.arrival_s(events.now_s), self._client.receive, commit)
+        self._client.answer(commit)
 
     def finish(self) -> None:
         pass
@@ -129,7 +127,8 @@ class _World:
         self._clients: dict[str, SimulatedClient] = {}
         self._replies: dict[str, _Reply] = {}
         self._num_active = 0
-        timing = PassTiming(scenario.costs, scenario.noise_sigma, scenario.seed, scenario.warm_up_s)
+        self._drafting = DraftingCost(scenario.colocated) if scenario.colocated else None
+        timing = PassTiming(scenario.costs, scenario.noise_sigma, scenario.seed, scenario.warm_up_s, self._drafting)
         record = ServerRecord.of(len(scenario.workload.classes))
         self.verifier = SimulatedVerifier(timing, scenario.kv_tokens, record, self.events, self._clients)
         self._engine = build_engine(scenario, self.verifier, lambda: self.events.now_s)
@@ -137,7 +136,7 @@ class _World:
         self._settings = ClientSettings(
             scenario.mode,
             scenario.controller or (lambda: SpeculationController(Fixed(scenario.ahead))),
-            scenario.message_tokens,
+            MESSAGE_TOKENS if scenario.colocated else scenario.message_tokens,
             scenario.warm_up_s,
             scenario.duration_s,
         )
@@ -177,7 +176,7 @@ class _World:
         if spec is None:
             self._num_sources -= 1
             return
-        start_s = self.events.now_s if spec.start_s is None else spec.start_s
+        start_s = self.events.now_s + spec.think_s if spec.start_s is None else spec.start_s
         if start_s < self.scenario.duration_s:
             self.events.schedule(start_s, self._start, spec)
 
@@ -185,7 +184,8 @@ class _World:
         scenario = self.scenario
         tokens = scenario.tokens(spec) if scenario.tokens else SessionTokens(scenario.seed, spec, scenario.acceptance)
         device = self._devices[spec.device]
-        client = SimulatedClient(self.events, spec, device, tokens, self._settings, self._submit, self._end)
+        make_client = self._drafting.client if self._drafting else SimulatedClient
+        client = make_client(self.events, spec, device, tokens, self._settings, self._submit, self._end)
         self._clients[client.id] = client
         self._replies[client.id] = _Reply(self, client)
         self._num_active += 1

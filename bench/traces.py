@@ -20,6 +20,7 @@ import numpy as np
 
 import wisp_plugin
 from bench.prompts import human_eval_tasks, mt_bench_questions
+from bench.traces_folder import FOLDER, trace_path
 from edge_runtime.drafter import Drafter
 from edge_runtime.tokenizer import Tokenizer
 from edge_runtime.trace import CHAIN_LENGTH, Text, generate_texts, record
@@ -29,7 +30,6 @@ from wisp_plugin.draft_trace import DraftTrace
 from wisp_plugin.home import default_draft_dir, wisp_home
 from wisp_plugin.messages import Sampling, Tokens
 
-FOLDER = Path(__file__).with_name("traces")
 WEIGHTS = Path(wisp_plugin.__file__).with_name("weights")
 SEED = 11
 FALSE_ALARM_COST, EPOCHS = 1.0, 30
@@ -61,11 +61,6 @@ PARTS = (
     Part("train", Sampling(), 0),
     Part("train-sampled", SAMPLED, 0),
 )
-
-
-def trace_path(draft: str, part: str) -> Path:
-    """Where the trace of a default draft is kept."""
-    return FOLDER / f"{draft}-{part}.npz"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

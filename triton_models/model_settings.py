@@ -6,11 +6,9 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from transformers.utils import cached_file
-
-from triton_models.torch_verifier import TorchVerifier
+from triton_models.emulated_verifier import is_emulated
 from wisp_plugin.config import (
     DEFAULT_SLO_CLASS,
     SETTINGS_VARIABLE,
@@ -27,6 +25,15 @@ from wisp_plugin.wire import WireLimits
 # Parameters that the Python backend itself understands.
 BACKEND_PARAMETERS = frozenset({"EXECUTION_ENV_PATH", "FORCE_CPU_ONLY_INPUT_TENSORS"})
 STRATEGY_PREFIX = "WISP_"  # of parameters that are for the batching strategy beside the model (`batchstrategy.so`)
+
+
+class Target(Protocol):
+    """What a verifier tells about its model."""
+
+    vocab_size: int
+    max_context_tokens: int
+    eos_token_ids: tuple[int, ...]
+    target_dir: str  # as `VerifierConfig.target`
 
 
 def read_settings(model_config: dict[str, Any]) -> tuple[VerifierConfig, EngineConfig]:
@@ -55,16 +62,19 @@ def tokenizer_dir(source: str) -> Path:
     """Folder with the tokenizer of a target: the target's own, or where the hub's client has put it."""
     if Path(source).is_dir():
         return Path(source)
+    from transformers.utils import cached_file  # not at the top: slow, and an emulated target has no use for it
+
     return Path(cached_file(source, "tokenizer.json")).parent
 
 
-def wire_limits(verifier: TorchVerifier, config: EngineConfig) -> WireLimits:
+def wire_limits(verifier: Target, config: EngineConfig) -> WireLimits:
     """What this server accepts: the model's own limits, and that a session alone fits into KV memory."""
     return WireLimits(
         vocab_size=verifier.vocab_size,
         max_context_tokens=verifier.max_context_tokens,
         max_draft_ahead=config.max_draft_ahead,
-        vocab_hash=vocab_hash(tokenizer_dir(verifier.target_dir)),
+        # An emulated target has no tokenizer: clients of any are served.
+        vocab_hash="" if is_emulated(verifier.target_dir) else vocab_hash(tokenizer_dir(verifier.target_dir)),
         eos_token_ids=verifier.eos_token_ids,
         default_slo=Slo(config.ttft_ms, config.tpot_ms, DEFAULT_SLO_CLASS),
         slo_classes=parse_slo_classes(config.slo_classes),

@@ -9,21 +9,24 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from triton_models import pb_adapter
+from triton_models.emulated_verifier import EmulatedVerifier, is_emulated, load_emulated
 from triton_models.model_settings import read_settings, wire_limits
-from triton_models.profiling import ensure_profile
+from triton_models.reply_sender import ReplySender, SendingEngine
 from triton_models.termination import on_termination
-from triton_models.torch_verifier import TorchVerifier, load_verifier
 from triton_models.watcher import Watcher
-from wisp_plugin.config import EngineConfig
+from wisp_plugin.config import EngineConfig, VerifierConfig
 from wisp_plugin.engine import Engine
 from wisp_plugin.errors import WispError
 from wisp_plugin.estimator import Estimator
 from wisp_plugin.pass_trace import PassTrace
-from wisp_plugin.profile import Profile
+from wisp_plugin.profile import Profile, load_profile
 from wisp_plugin.scheduler import make_scheduler
+
+if TYPE_CHECKING:  # torch is imported only when a real target is loaded
+    from triton_models.torch_verifier import TorchVerifier
 
 # Requests arrive on Triton's thread while the engine's thread holds the interpreter: hand it over soon.
 SWITCH_INTERVAL_S = 0.0005
@@ -43,10 +46,13 @@ class TritonPythonModel:
             self._trace = open_trace(engine_config)
             verifier = load_verifier(verifier_config)
             self._limits = wire_limits(verifier, engine_config)
-            profile = ensure_profile(verifier, engine_config, lambda line: log.info("wisp_verifier: %s", line))
+            profile = profile_of(verifier, engine_config)
+            self._sender = None if verifier.device_name == "cpu" else ReplySender()
             self._engine = build_engine(
-                verifier, engine_config, profile.estimator(), lambda: _leave(args["model_name"]), self._trace
-            )
+                verifier, engine_config, profile.estimator(), lambda: _leave(args["model_name"], self._sender),
+                self._trace, self._sender,
+            )  # fmt: skip
+            self._receiver = SendingEngine(self._engine, self._sender) if self._sender else self._engine
         except WispError as error:
             raise pb_adapter.fail_load(str(error)) from None
         metrics = pb_adapter.Metrics(self._engine.telemetry)
@@ -60,7 +66,7 @@ class TritonPythonModel:
             engine_config.policy, profile_line(profile),
         )  # fmt: skip
 
-    def _look_after(self, metrics: pb_adapter.Metrics, verifier: TorchVerifier) -> None:
+    def _look_after(self, metrics: pb_adapter.Metrics, verifier: TorchVerifier | EmulatedVerifier) -> None:
         """What the watcher does every time: metrics, and the trace."""
         if self._trace is not None:
             self._trace.flush()
@@ -69,28 +75,50 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> None:
         """Hand requests to the engine, which answers from its own thread."""
         for request in requests:
-            pb_adapter.submit(self._engine, request, self._limits, self._watcher)
+            pb_adapter.submit(self._receiver, request, self._limits, self._watcher)
 
     def finalize(self) -> None:
         """End open streams and the engine."""
         try:
             self._engine.stop()
         finally:
+            if self._sender is not None:
+                self._sender.close()
             self._watcher.stop()
             if self._trace is not None:
                 self._trace.close()
 
 
+def load_verifier(config: VerifierConfig) -> TorchVerifier | EmulatedVerifier:
+    """The target that `config` names. Raises ModelError or ConfigError."""
+    if is_emulated(config.target):
+        return load_emulated(config)
+    from triton_models import torch_verifier
+
+    return torch_verifier.load_verifier(config)
+
+
+def profile_of(verifier: TorchVerifier | EmulatedVerifier, config: EngineConfig) -> Profile:
+    """What the estimator starts with. An emulated target's own unless `config` names another. Raises ConfigError."""
+    if isinstance(verifier, EmulatedVerifier):
+        return verifier.profile if config.profile == "auto" else load_profile(Path(config.profile).expanduser())
+    from triton_models.profiling import ensure_profile
+
+    return ensure_profile(verifier, config, lambda line: log.info("wisp_verifier: %s", line))
+
+
 def build_engine(
-    verifier: TorchVerifier,
+    verifier: TorchVerifier | EmulatedVerifier,
     config: EngineConfig,
     estimator: Estimator,
     on_failure: Callable[[], None],
     trace: PassTrace | None = None,
+    sender: ReplySender | None = None,
 ) -> Engine:
-    """The engine with its collaborators."""
+    """The engine with its collaborators; a `sender` is told when passes run."""
     scheduler = make_scheduler(config, verifier.pool, estimator)
-    return Engine(scheduler, verifier, config, on_failure=on_failure, trace=trace)
+    passes = sender.watch(verifier) if sender else verifier
+    return Engine(scheduler, passes, config, on_failure=on_failure, trace=trace)
 
 
 def open_trace(config: EngineConfig) -> PassTrace | None:
@@ -104,11 +132,13 @@ def profile_line(profile: Profile) -> str:
     return f"profile of {measured.created} ({measured.num_passes} passes, mean error {100 * measured.fit_error:.1f} %)"
 
 
-def _leave(model_name: str) -> None:
+def _leave(model_name: str, sender: ReplySender | None) -> None:
     """Withdraw the model: Triton then reports it as not ready, refuses requests at once and stops promptly.
 
     A server without explicit model control does not allow that; ending this process at least fails what comes.
     """
+    if sender is not None:
+        sender.flush()
     try:
         pb_adapter.unload(model_name)
     except Exception:

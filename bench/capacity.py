@@ -1,0 +1,86 @@
+"""Capacity: how many devices each system serves with at least 95 % of sessions meeting their SLO.
+
+capacity_SYSTEM                   devices, mean over the seeds; in `systems` with intervals, settings and all figures
+capacity_vs_SYSTEM, _ci           capacity of WISP / that of the system, with its 95 % confidence interval
+capacity_vs_best_other            the same against the best of the baselines, which `capacity_best_other` names
+capacity_vs_SYSTEM_published      the ratio in the paper, and whether it is reached against the tuned baseline
+colocated_check                   co-located speculation against 1 + draft_length x draft_time / verify_time
+
+The default mix: three SLO classes at 1.1, 1.5 and 2.5 times the unloaded pass, devices of 30, 60 and 120 drafted tokens
+per second, RTT 10 to 40 ms. Every baseline is tuned by a sweep; `wisp-*` are ours without a part.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from bench.cells import Cell, Timing
+from bench.comparison import SUMMARY_COLUMNS, Comparison, compare, ratio_figures, summary_rows
+from bench.comparison_command import add_common, asked, assumptions, goodput_ceiling, page_of, systems_figures
+from bench.distance_check import CHECK_COLUMNS, check, rows_of
+from bench.intervals import mean_interval
+from bench.report import finish, print_table
+from bench.scheduler_systems import Lab
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `wisp-bench capacity`."""
+    add_common(parser)
+    parser.add_argument("--no-check", action="store_true", help="leave out the analytic check")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Find all capacities; the report is printed whatever they are."""
+    cell, kinds, timing, seeds = asked(args)
+    with Lab(args.jobs) as lab:
+        comparison = compare(lab, cell, kinds, timing, seeds, wants_peak=False)
+        checked = [] if args.no_check else _checked(lab, cell, timing, comparison)
+    print("\n".join(["", *assumptions(cell, timing, seeds)]))
+    print_table("Capacity, each system at its best", SUMMARY_COLUMNS, summary_rows(comparison))
+    if checked:
+        print_table("Co-located speculation, measured and analytic", CHECK_COLUMNS, rows_of(checked))
+    figures = {f"capacity_{name.replace('-', '_')}": mean_interval(comparison.capacities(name)).mean
+               for name in comparison.bests}  # fmt: skip
+    figures["goodput_ceiling"] = goodput_ceiling(cell, timing)
+    figures |= ratio_figures(comparison, "capacity")
+    if args.report:
+        _write(args.report, comparison, checked, timing, seeds)
+    finish("capacity", {**figures, "colocated_check": checked, "systems": systems_figures(comparison)},
+           {**vars(args), "cell": cell.as_dict()}, args.seed)  # fmt: skip
+    return 0
+
+
+def _checked(lab: Lab, cell: Cell, timing: Timing, comparison: Comparison) -> list[dict[str, Any]]:
+    """The analytic check near the capacity of co-located speculation."""
+    colocated = comparison.bests.get("colocated")
+    return check(lab, cell, timing, 0, max(8, colocated[0].capacity)) if colocated else []
+
+
+def _write(
+    folder: Path, comparison: Comparison, checked: list[dict[str, Any]], timing: Timing, seeds: list[int]
+) -> None:
+    from bench import plots  # matplotlib is wanted for reports alone
+
+    page = page_of("Capacity", comparison, timing, seeds)
+    intervals = {name: mean_interval(comparison.capacities(name)) for name in comparison.bests}
+    errors = {n: (i.mean - i.low, i.high - i.mean) for n, i in intervals.items() if i.low is not None and i.high}
+    means = {name: interval.mean for name, interval in intervals.items()}
+    page.picture(plots.bars(folder / "capacity.png", means, errors, "devices at 95 % attainment"), "Capacity")
+    series = {name: [(n, a) for _, n, a, _ in bests[0].runs] for name, bests in comparison.bests.items()
+              if name in ("wisp", "centralized", "sled", "published", "colocated")}  # fmt: skip
+    best_of = {name: _upper(points) for name, points in series.items()}
+    page.picture(plots.curves(folder / "attainment.png", best_of, "devices", "attainment", 0.95),
+                 "Attainment of the best setting tried at each number of devices, first seed")  # fmt: skip
+    if checked:
+        page.heading("Co-located speculation, measured and analytic")
+        page.table(CHECK_COLUMNS, rows_of(checked))
+    page.write(folder / "capacity.html")
+
+
+def _upper(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    best: dict[int, float] = {}
+    for at, value in points:
+        best[at] = max(value, best.get(at, 0.0))
+    return sorted(best.items())

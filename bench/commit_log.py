@@ -1,0 +1,67 @@
+"""When commits reached their devices, in a simulation as on a real server."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+from bench import simulator
+from bench.sim_result import SimResult
+from bench.simulator import Scenario, simulate
+from bench.virtual_time import EventQueue
+from wisp_plugin.messages import Commit
+
+
+@dataclass(slots=True)
+class CommitLog:
+    """Arrival times of the commits with tokens, in seconds, and the passes behind them, by session."""
+
+    arrivals_s: dict[str, list[float]] = field(default_factory=dict)
+    pass_s: list[tuple[float, int]] = field(default_factory=list)  # of each commit: measured pass, sessions in it
+
+    def add(self, commit: Commit, at_s: float) -> None:
+        """A commit arrives `at_s`."""
+        if len(commit.tokens):
+            self.arrivals_s.setdefault(commit.session, []).append(at_s)
+            self.pass_s.append((commit.timing.measured_us / 1e6, commit.timing.num_sessions))
+
+    def passes(self) -> tuple[float, float]:
+        """Mean measured seconds of a pass, and sessions in it (those that got tokens); NaN without any."""
+        if not self.pass_s:
+            return math.nan, math.nan
+        weights = sum(1.0 / num_sessions for _, num_sessions in self.pass_s)  # a pass is told by each of its sessions
+        return sum(seconds / n for seconds, n in self.pass_s) / weights, len(self.pass_s) / weights
+
+    def gaps_s(self, start_s: float, end_s: float) -> list[float]:
+        """Times between the commits of a session, of those that arrived from `start_s` to `end_s`."""
+        gaps: list[float] = []
+        for times in self.arrivals_s.values():
+            within = [at_s for at_s in times if start_s <= at_s <= end_s]
+            gaps += [after - before for before, after in itertools.pairwise(within)]
+        return gaps
+
+
+class RecordingEvents(EventQueue):
+    """Events that keep a log of the commits among them."""
+
+    def __init__(self, log: CommitLog) -> None:
+        super().__init__()
+        self._log = log
+
+    def schedule(self, at_s: float, callback: Callable[[Any], None], argument: Any) -> None:
+        """See `EventQueue.schedule`."""
+        if isinstance(argument, Commit):
+            self._log.add(argument, at_s)
+        super().schedule(at_s, callback, argument)
+
+
+def simulate_logged(scenario: Scenario) -> tuple[SimResult, CommitLog]:
+    """`simulate`, and when its commits arrived."""
+    log = CommitLog()
+    with mock.patch.object(simulator, "EventQueue", functools.partial(RecordingEvents, log)):
+        return simulate(scenario), log

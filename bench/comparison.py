@@ -1,0 +1,134 @@
+"""All systems in one cell: each tuned on the first seed, then run at its best on every seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bench.cells import Cell, Timing
+from bench.intervals import Interval, mean_interval, ratio_interval
+from bench.scheduler_systems import Lab
+from bench.search import Best, Question, find_best
+from bench.systems import BASELINES, SYSTEMS, Kind
+
+PUBLISHED = {"centralized": (2.1, 1.94), "sled": (4.1, 3.7)}  # capacity and goodput of the paper's best case
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Bests by system, one per seed (the first one has the sweep)."""
+
+    cell: Cell
+    bests: dict[str, list[Best]]
+
+    def capacities(self, system: str) -> list[float]:
+        """Devices at 95 % attainment, per seed."""
+        return [float(best.capacity) for best in self.bests[system]]
+
+    def goodputs(self, system: str) -> list[float]:
+        """Peak goodput, per seed."""
+        return [best.peak_goodput for best in self.bests[system]]
+
+    def ratio(self, figure: str, system: str) -> Interval | None:
+        """`wisp` / another system in `capacity` or `goodput`; None if either is 0 with any seed."""
+        values = self.capacities if figure == "capacity" else self.goodputs
+        return ratio_interval(values("wisp"), values(system))
+
+    def worst_ratio(self, figure: str) -> tuple[float | None, str]:
+        """`wisp` / the best baseline, by means, and which that is; None if no baseline has anything."""
+        values = self.capacities if figure == "capacity" else self.goodputs
+        means = {name: sum(values(name)) / len(values(name)) for name in self.bests}
+        best = max((name for name in means if name in BASELINES), key=lambda name: means[name])
+        return (means["wisp"] / means[best] if means[best] else None), best
+
+
+def compare(
+    lab: Lab, cell: Cell, kinds: Sequence[Kind], timing: Timing, seeds: Sequence[int], wants_peak: bool = True,
+    first: int = 32,
+) -> Comparison:  # fmt: skip
+    """Tune every system on the first seed, then find its capacity and peak on the others with what was best."""
+    swept = [Question(cell, kind, timing, seeds[0], first, wants_peak) for kind in kinds]
+    tuned = lab.map("sweep", find_best, swept, note=str)
+    bests = {kind.name: [best] for kind, best in zip(kinds, tuned, strict=True)}
+    questions = [
+        question
+        for seed in seeds[1:]
+        for kind, best in zip(kinds, tuned, strict=True)
+        for question in _at_best(cell, kind, best, timing, seed, wants_peak)
+    ]
+    answers = iter(lab.map("seeds", find_best, questions, note=str)) if questions else iter(())
+    for _ in seeds[1:]:
+        for kind, best in zip(kinds, tuned, strict=True):
+            parts = [next(answers) for _ in _at_best(cell, kind, best, timing, 0, wants_peak)]
+            bests[kind.name].append(_joined(parts))
+    return Comparison(cell, bests)
+
+
+def _at_best(cell: Cell, kind: Kind, best: Best, timing: Timing, seed: int, wants_peak: bool) -> list[Question]:
+    """One question, or two if capacity and peak have different settings."""
+    by_name = {str(setting): setting for setting in kind.settings}
+    holder, leader = by_name[best.capacity_setting], by_name[best.peak_setting]
+    one = Question(cell, kind.only(holder), timing, seed, max(1, best.capacity), wants_peak)
+    if not wants_peak or holder == leader:
+        return [one]
+    return [replace(one, wants_peak=False), replace(one, kind=kind.only(leader), first=max(1, best.peak_devices))]
+
+
+def _joined(parts: Sequence[Best]) -> Best:
+    holder, leader = parts[0], parts[-1]
+    if holder is leader:
+        return holder
+    return replace(
+        holder, peak_goodput=leader.peak_goodput, peak_devices=leader.peak_devices, peak_setting=leader.peak_setting,
+        peak_figures=leader.peak_figures, runs=holder.runs + leader.runs,
+    )  # fmt: skip
+
+
+def ratio_figures(comparison: Comparison, figure: str) -> dict[str, Any]:
+    """`FIGURE_vs_SYSTEM` with `_ci` for every baseline, the published ratios beside, and the ablations."""
+    figures: dict[str, Any] = {}
+    for system in comparison.bests:
+        if system == "wisp":
+            continue
+        interval = comparison.ratio(figure, system)
+        key = f"{figure}_vs_{system.replace('-', '_')}"
+        figures[key] = interval.mean if interval else None
+        figures[f"{key}_ci"] = [interval.low, interval.high] if interval else None
+    for system, pair in PUBLISHED.items():
+        if system in comparison.bests:
+            reached = figures[f"{figure}_vs_{system}"]
+            asked = pair[0 if figure == "capacity" else 1]
+            figures[f"{figure}_vs_{system}_published"] = asked
+            figures[f"{figure}_vs_{system}_reaches_published"] = None if reached is None else reached >= asked
+    worst, best = comparison.worst_ratio(figure)
+    return figures | {f"{figure}_vs_best_other": worst, f"{figure}_best_other": best}
+
+
+def summary_rows(comparison: Comparison) -> list[list[Any]]:
+    """A row per system: capacity and peak with intervals, settings, WDT share and interference at capacity."""
+    rows = []
+    for system, bests in comparison.bests.items():
+        first = bests[0]
+        held, peak = first.capacity_figures, first.peak_figures
+        shown = held or peak
+        tight = next((k for k in shown if k.startswith("interference_ms_")), "")
+        rows.append([
+            system, str(mean_interval(comparison.capacities(system))), first.capacity_setting,
+            str(mean_interval(comparison.goodputs(system))), first.peak_devices, first.peak_setting,
+            shown.get("acceptance_rate"), shown.get("wdt_share"), shown.get(tight), shown.get("mean_pass_ms"),
+            shown.get("busy_share"),
+        ])  # fmt: skip
+    return rows
+
+
+SUMMARY_COLUMNS = (
+    "system", "capacity", "at", "peak goodput, tok/s", "devices", "at ", "acceptance", "WDT share",
+    "interference, ms", "pass, ms", "busy",
+)  # fmt: skip
+
+
+def chosen_kinds(names: Sequence[str], kinds: Sequence[Kind]) -> list[Kind]:
+    """Kinds by name, those of `kinds` with their settings, others as in `systems`; `wisp` always, and last."""
+    own = {kind.name: kind for kind in kinds}
+    return [own.get(name, SYSTEMS[name]) for name in names if name != "wisp"] + [SYSTEMS["wisp"]]

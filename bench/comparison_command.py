@@ -1,0 +1,120 @@
+"""Options, assumptions and report that `wisp-bench capacity` and `wisp-bench goodput` have in common."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bench.cells import DRAFTS, MIX, SHORT, Cell, Timing
+from bench.comparison import SUMMARY_COLUMNS, Comparison, chosen_kinds, summary_rows
+from bench.gpu_profile import DEFAULT, NORMS, find_profile, is_derived, kv_tokens
+from bench.html_report import DEFINITIONS, Page
+from bench.intervals import mean_interval
+from bench.systems import ABLATIONS, BASELINES, FEW, FULL, SYSTEMS, Kind
+from bench.trace_walk import load_ring
+from wisp_plugin.estimator import FEATURES
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Options."""
+    add = parser.add_argument
+    add("--draft", choices=DRAFTS, default=MIX.draft, help=f"traces: acceptance and draft features [{MIX.draft}]")
+    add("--profile", default=DEFAULT, metavar="P", help=f"of bench/profiles, or a file [{DEFAULT}]")
+    add("--seeds", type=_positive, default=5, metavar="N", help="runs of everything with other sessions [5]")
+    add("--seed", type=int, default=0, help="the first of them [0]")
+    add("--systems", nargs="+", choices=list(SYSTEMS), default=[*BASELINES, *(k.name for k in ABLATIONS)])
+    add("--few", action="store_true", help="few settings of each system, short runs")
+    add("--quick", action="store_true", help="the same with one seed: shows that it works")
+    add("--jobs", type=_positive, default=num_cores(), metavar="N", help="processes [the cores]")
+    add("--report", type=Path, metavar="DIR", help="write PNG plots and one HTML page there")
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def asked(args: argparse.Namespace) -> tuple[Cell, list[Kind], Timing, list[int]]:
+    """Cell, systems with their settings, length of runs and seeds that the options ask for."""
+    kinds = chosen_kinds(args.systems, FEW if args.few or args.quick else FULL)
+    timing = SHORT if args.few or args.quick else Timing()
+    seeds = [args.seed + i for i in range(1 if args.quick else args.seeds)]
+    return replace(MIX, draft=args.draft, profile=args.profile), kinds, timing, seeds
+
+
+def assumptions(cell: Cell, timing: Timing, seeds: Sequence[int]) -> list[str]:
+    """What a reader has to know about a comparison."""
+    profile = find_profile(cell.profile)
+    how = profile.fingerprint.model_hash if is_derived(profile) else f"measured on {profile.fingerprint.device}"
+    forms = {norm: suffix for suffix, norm in NORMS.items()}
+    form = {"": "smooth maximum", "-maximum": "plain maximum", "-additive": "sum"}.get(
+        forms.get(profile.costs.norm, ""), f"norm {profile.costs.norm:g}"
+    )
+    return [
+        f"Target: {profile.fingerprint.model} on {profile.fingerprint.device}; {how}. "
+        f"A pass takes the {form} of reading and computing, with 3 % noise.",
+        f"KV memory for {kv_tokens():,} tokens; a co-located draft model (0.6 G parameters) takes its part of it.",
+        f"Acceptance and draft statistics: recorded traces of the {cell.draft} draft of the default pair, "
+        f"{load_ring(cell.draft).acceptance:.3f} of its tokens agree. They are a stand-in for a draft of the target.",
+        f"Devices: {cell.name}; in equal shares of their kinds, speeds with 15 % spread, at times throttled to half.",
+        f"Sessions: prompts of median 250, outputs of 200 tokens, lognormal; users pause {timing.think_s:g} s on "
+        "average; without admission control.",
+        f"Runs of {timing.duration_s:g} simulated seconds, {timing.warm_up_s:g} of them warm-up; {len(seeds)} seeds. "
+        "Settings of each system are swept on the first seed; wisp has one setting everywhere.",
+        "Simulated: the real scheduler, engine, controller and sessions; only link, draft step and pass are modelled.",
+    ]
+
+
+def goodput_ceiling(cell: Cell, timing: Timing) -> float:
+    """Output tokens per second that no system can exceed on this profile, with these lengths of prompts and outputs.
+
+    Every prompt and output token is computed once, at the marginal arithmetic price and nothing else: perfect drafts,
+    passes without end, no SLO. Prompts count: they are more than half of all tokens.
+    """
+    costs, workload = cell.scenario(timing, 0).costs, cell.scenario(timing, 0).workload
+    drawn = [next(replace(workload, num_devices=400).sessions(d)) for d in replace(workload, num_devices=400).devices()]
+    per_output = 1.0 + sum(s.prompt_len for s in drawn) / sum(s.num_output_tokens for s in drawn)
+    new_token_s = costs.arithmetic[FEATURES.index("new_tokens")]
+    return 1.0 / (new_token_s * per_output)
+
+
+def page_of(title: str, comparison: Comparison, timing: Timing, seeds: Sequence[int]) -> Page:
+    """A page with what all comparisons show."""
+    page = Page(title)
+    page.text(DEFINITIONS, is_note=True)
+    page.heading("What was assumed")
+    page.points(assumptions(comparison.cell, timing, seeds))
+    page.heading("Every system at its best")
+    page.text("Means over the seeds with 95 % confidence intervals; other columns are of the first seed.")
+    page.table(SUMMARY_COLUMNS, summary_rows(comparison))
+    return page
+
+
+def systems_figures(comparison: Comparison) -> dict[str, Any]:
+    """Per system, for JSON: capacities and goodputs of all seeds, intervals, settings, figures of the first seed."""
+    result = {}
+    for name, bests in comparison.bests.items():
+        capacity, goodput = mean_interval(comparison.capacities(name)), mean_interval(comparison.goodputs(name))
+        result[name] = {
+            "capacity": capacity.mean, "capacity_ci": [capacity.low, capacity.high],
+            "capacity_by_seed": comparison.capacities(name), "capacity_setting": bests[0].capacity_setting,
+            "peak_goodput": goodput.mean, "peak_goodput_ci": [goodput.low, goodput.high],
+            "peak_goodput_by_seed": comparison.goodputs(name), "peak_devices": bests[0].peak_devices,
+            "peak_setting": bests[0].peak_setting, "at_capacity": _finite(bests[0].capacity_figures),
+            "at_peak": _finite(bests[0].peak_figures),
+        }  # fmt: skip
+    return result
+
+
+def _finite(figures: dict[str, float]) -> dict[str, float | None]:
+    return {name: value if abs(value) < float("inf") else None for name, value in figures.items()}

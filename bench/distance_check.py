@@ -1,0 +1,83 @@
+"""Co-located speculation against the analytic gain of drafting elsewhere ("Speculation at a Distance", 2606.25091).
+
+Taking the draft steps off the server turns a round of `verify_time + draft_length x draft_time` into one of
+`verify_time`: at most 1 + draft_length x draft_time / verify_time times the rounds, whatever the acceptance is.
+Measured beside it, at the same number of devices, are committed tokens per busy second of the server and capacity:
+
+    free drafts   the same server, its drafts cost nothing: the analytic case
+    edge          the drafts come from devices over their links, so some are late: what is left of the gain
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bench.baseline_rules import RuleSpec
+from bench.cells import Cell, Timing
+from bench.gpu_cost import line
+from bench.scheduler_systems import Lab
+from bench.search import Search
+from bench.sim_colocated import DraftingCost
+from bench.simulator import Scenario, simulate
+from bench.systems import Kind, Setting
+from wisp_plugin.estimator import Costs
+
+LENGTHS = (1, 2, 4)
+_NOTHING = Costs(memory=line(passes=1e-9), arithmetic=line(passes=1e-9), norm=1.0)
+CHECK_COLUMNS = (
+    "draft length", "draft step, ms", "verification, ms", "1 + k x draft / verification", "tokens per busy s, measured",
+    "capacity co-located", "capacity, free drafts", "measured", "capacity, edge", "measured ",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    cell: Cell
+    timing: Timing
+    seed: int
+    length: int
+    num_devices: int
+
+
+def check(lab: Lab, cell: Cell, timing: Timing, seed: int, num_devices: int) -> list[dict[str, Any]]:
+    """A row per draft length, see CHECK_COLUMNS; keys as figures of the report."""
+    asked = [_Asked(cell, timing, seed, length, num_devices) for length in LENGTHS]
+    return lab.map("co-located", _check_one, asked)
+
+
+def rows_of(results: Sequence[dict[str, Any]]) -> list[list[Any]]:
+    """Rows for a table."""
+    return [list(result.values()) for result in results]
+
+
+def _check_one(asked: _Asked) -> dict[str, Any]:
+    rule = RuleSpec("fixed", asked.length)
+    on_server = Setting("colocated", "continuous", rule, 96, on_server=True)
+    edge = replace(on_server, system="edge", on_server=False)
+    base = asked.cell.scenario(asked.timing, asked.seed)
+    paid = on_server.serve(base, asked.cell.draft)
+    free = replace(paid, colocated=_NOTHING)
+    runs = [simulate(s.with_devices(asked.num_devices)).figures() for s in (paid, free)]
+    verify_ms, draft_ms = runs[1]["mean_pass_ms"], 1e3 * DraftingCost(paid.colocated or _NOTHING).step_s
+    capacities = [_capacity(s, asked.num_devices) for s in (paid, free, edge.serve(base, asked.cell.draft))]
+    colocated, free_capacity, edge_capacity = capacities
+    return {
+        "draft_length": asked.length,
+        "draft_step_ms": draft_ms,
+        "verify_ms": verify_ms,
+        "analytic_gain": 1.0 + asked.length * draft_ms / verify_ms,
+        "throughput_gain": runs[1]["committed_per_busy_s"] / runs[0]["committed_per_busy_s"],
+        "capacity_colocated": colocated,
+        "capacity_free_drafts": free_capacity,
+        "capacity_gain_free_drafts": free_capacity / colocated if colocated else None,
+        "capacity_edge": edge_capacity,
+        "capacity_gain_edge": edge_capacity / colocated if colocated else None,
+    }
+
+
+def _capacity(scenario: Scenario, first: int) -> int:
+    any_setting = Setting("check", "continuous", RuleSpec("fixed", 0))
+    search = Search(lambda _, n: simulate(scenario.with_devices(n)).figures(), first)
+    return search.capacity(Kind("check", [any_setting]))[0]

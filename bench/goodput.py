@@ -1,0 +1,115 @@
+"""Goodput against the number of devices, and its peak: every system at its best.
+
+goodput_SYSTEM                tokens per second of sessions that met their SLO, at the best number of devices
+goodput_vs_SYSTEM, _ci        peak of WISP / that of the system, with its 95 % confidence interval
+goodput_vs_best_other         the same against the best of the baselines, which `goodput_best_other` names
+goodput_vs_SYSTEM_published   the ratio in the paper, and whether it is reached against the tuned baseline
+goodput_ceiling               what no system can exceed here: every prompt and output token computed once, nothing else
+sensitivity                   the ratios with other traces and other forms of the cost (`--sensitivity`)
+curves                        per system: devices, goodput, attainment, WDT share, mean interference (ms)
+
+The same runs tell the capacity, so all figures of `wisp-bench capacity` but the analytic check are there too.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.cells import Cell, Timing
+from bench.comparison import SUMMARY_COLUMNS, Comparison, compare, ratio_figures, summary_rows
+from bench.comparison_command import add_common, asked, assumptions, goodput_ceiling, page_of, systems_figures
+from bench.intervals import mean_interval
+from bench.report import finish, print_table
+from bench.scheduler_systems import Lab
+from bench.search import measure_in
+from bench.sensitivity import SENSITIVITY_COLUMNS, sensitivity, variants
+from bench.systems import Kind
+
+GRID = (8, 16, 24, 32, 40, 56, 80)
+_SHOWN = ("goodput", "attainment", "wdt_share", "busy_share", "mean_pass_ms")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `wisp-bench goodput`."""
+    add_common(parser)
+    parser.add_argument("--sensitivity", action="store_true", help="also with other traces and forms of the cost")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Find all peaks, then run the curves; the report is printed whatever they are."""
+    cell, kinds, timing, seeds = asked(args)
+    with Lab(args.jobs) as lab:
+        comparison = compare(lab, cell, kinds, timing, seeds)
+        lines = curves(lab, comparison, kinds, timing, seeds[0], GRID[1::3] if args.quick else GRID)
+        others = sensitivity(lab, variants(cell), args.seed) if args.sensitivity else []
+    print("\n".join(["", *assumptions(cell, timing, seeds)]))
+    print_table("Goodput, each system at its best", SUMMARY_COLUMNS, summary_rows(comparison))
+    rows = [(name, n, *(f[k] for k in _SHOWN)) for name, line in lines.items() for n, f in line.items()]
+    print_table("Goodput over devices, first seed", ("system", "devices", *_SHOWN), rows)
+    if others:
+        print_table("Other assumptions, first seed", SENSITIVITY_COLUMNS, [list(row.values()) for row in others])
+    figures = {f"goodput_{name.replace('-', '_')}": mean_interval(comparison.goodputs(name)).mean
+               for name in comparison.bests}  # fmt: skip
+    figures["goodput_ceiling"] = goodput_ceiling(cell, timing)
+    figures |= ratio_figures(comparison, "goodput") | ratio_figures(comparison, "capacity")
+    if args.report:
+        _write(args.report, comparison, lines, others, timing, seeds)
+    points = {name: [[n, *(round(f[k], 4) for k in _SHOWN)] for n, f in line.items()] for name, line in lines.items()}
+    finish("goodput", {**figures, "curve_columns": ["devices", *_SHOWN], "curves": points,
+                       "sensitivity": others, "systems": systems_figures(comparison)},
+           {**vars(args), "cell": cell.as_dict()}, args.seed)  # fmt: skip
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    cell: Cell
+    kind: Kind
+    timing: Timing
+    seed: int
+    num_devices: int
+
+
+def _measure(point: _Point) -> dict[str, float]:
+    measure = measure_in(point.cell, point.timing, point.seed)
+    return measure(point.kind.settings[0], point.num_devices)
+
+
+def curves(
+    lab: Lab, comparison: Comparison, kinds: list[Kind], timing: Timing, seed: int, grid: tuple[int, ...]
+) -> dict[str, dict[int, dict[str, float]]]:
+    """Figures by system and number of devices, each system with the setting of its peak."""
+    best = {}
+    for kind in kinds:
+        wanted = comparison.bests[kind.name][0].peak_setting
+        best[kind.name] = kind.only(next(s for s in kind.settings if str(s) == wanted))
+    points = [_Point(comparison.cell, kind, timing, seed, n) for kind in best.values() for n in grid]
+    answers = iter(lab.map("curves", _measure, points))
+    return {name: {n: next(answers) for n in grid} for name in best}
+
+
+def _write(
+    folder: Path, comparison: Comparison, lines: dict[str, dict[int, dict[str, Any]]], others: list[dict[str, Any]],
+    timing: Timing, seeds: list[int],
+) -> None:  # fmt: skip
+    from bench import plots  # matplotlib is wanted for reports alone
+
+    page = page_of("Goodput", comparison, timing, seeds)
+    captions = {
+        "goodput": "Goodput, tokens per second", "attainment": "Attainment", "wdt_share": "WDT share",
+        "mean_pass_ms": "Mean pass, ms",
+    }  # fmt: skip
+    for key, caption in captions.items():
+        series = {name: [(n, f[key]) for n, f in line.items()] for name, line in lines.items()}
+        page.picture(plots.curves(folder / f"{key}.png", series, "devices", caption), f"{caption}, first seed")
+    tight = {name: [(n, next(v for k, v in f.items() if k.startswith("interference_ms_"))) for n, f in line.items()]
+             for name, line in lines.items()}  # fmt: skip
+    page.picture(plots.curves(folder / "interference.png", tight, "devices", "interference of the first class, ms"),
+                 "Mean interference of the tightest class, first seed")  # fmt: skip
+    if others:
+        page.heading("Other assumptions, first seed")
+        page.table(SENSITIVITY_COLUMNS, [list(row.values()) for row in others])
+    page.write(folder / "goodput.html")

@@ -1,0 +1,227 @@
+"""Hundreds of devices in one process, on a real server in real time.
+
+Every device is the client of the simulation (`sim_client`: the real `EdgeSession` and controller, a link, a draft step
+that takes its time), but behind the link there is a gRPC stream to a real server. A thread per device would measure
+threads: here all of them share one event loop, with a stream per session on a few connections.
+
+Nothing is omitted where this process is late: what is due happens in the order of its due times and at those times by
+its own clock (`LiveEvents`), so a device drafts as fast as it would, sessions start when they should, and latency
+counts from there. What may be late in truth is what leaves for the server: `lag_s` tells by how much.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any
+
+import grpc
+
+from bench.commit_log import CommitLog, RecordingEvents
+from bench.load_tokens import session_seed
+from bench.load_wire import STREAM_METHOD, decode, encode
+from bench.sim_client import ClientSettings, SessionTokens, SimulatedClient
+from bench.simulator import Scenario
+from bench.workload import Device, SessionSpec
+from edge_runtime.transport import VERIFIER_MODEL
+from wisp_plugin.controller import SpeculationController
+from wisp_plugin.errors import RequestRefused, TransportError
+from wisp_plugin.messages import Close, Commit, Draft, Open, Sampling, Status
+from wisp_plugin.stop_rules import Fixed
+from wisp_plugin.wire import new_session_id
+
+STREAMS_PER_CONNECTION = 32
+_LOOK_S = 0.02  # the main task looks this often whether the run is over
+_CLOSE_S = 3.0  # for the server's last words
+
+
+class LiveEvents(RecordingEvents):
+    """Events in real time, on the running event loop. Each happens at or after its time, and `now_s` is its time."""
+
+    def __init__(self, log: CommitLog, start_s: float) -> None:
+        """`start_s`: when the clock of the events shows 0, by `time.monotonic`."""
+        super().__init__(log)
+        self._loop = asyncio.get_running_loop()
+        self._start_s = start_s
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_advancing = False
+
+    @property
+    def real_s(self) -> float:
+        """What time it really is."""
+        return time.monotonic() - self._start_s
+
+    def schedule(self, at_s: float, callback: Callable[[Any], None], argument: Any) -> None:
+        """See `EventQueue.schedule`."""
+        super().schedule(at_s, callback, argument)
+        if not self._is_advancing:
+            self._arm()
+
+    def _arm(self) -> None:
+        """Come back for the next event."""
+        wanted_s = self._start_s + self.next_s
+        if self._timer is not None:
+            if self._timer.when() <= wanted_s:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(wanted_s, self._catch_up)
+
+    def _catch_up(self) -> None:
+        self._timer = None
+        self._is_advancing = True
+        try:
+            self.advance(max(self.now_s, self.real_s))
+        finally:
+            self._is_advancing = False
+        if self._heap:
+            self._arm()
+
+
+class _Session:
+    """One session's stream: requests from a queue, commits into the events of its client."""
+
+    def __init__(self, world: LiveWorld, client: SimulatedClient, channel: grpc.aio.Channel, wire_id: str) -> None:
+        self.client, self.wire_id = client, wire_id
+        self._world = world
+        self._requests: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._call = channel.stream_stream(STREAM_METHOD)(self._outgoing())
+        self.task = asyncio.create_task(self._receive())
+
+    def send(self, message: Open | Draft | Close) -> None:
+        """To the server, in order."""
+        self._requests.put_nowait(encode(message, VERIFIER_MODEL))
+
+    def close(self) -> None:
+        """No further requests."""
+        self._requests.put_nowait(None)
+
+    async def _outgoing(self) -> AsyncIterator[bytes]:
+        while (data := await self._requests.get()) is not None:
+            yield data
+
+    async def _receive(self) -> None:
+        try:
+            async for data in self._call:
+                try:
+                    commit = decode(data)
+                except RequestRefused:
+                    if self.client.record.num_refused:  # a draft that was on its way when its session was refused
+                        continue
+                    raise
+                self._world.on_commit(self.client, commit)
+        except grpc.aio.AioRpcError as error:
+            raise TransportError(f"the stream of a device broke: {error.details()}") from None
+
+
+class LiveWorld:
+    """What `simulator._World` is to the simulation: starts sessions at their times, until the run is over."""
+
+    def __init__(self, url: str, scenario: Scenario, devices: Sequence[Device], start_s: float) -> None:
+        """`devices` are those of `scenario.workload` that this process plays."""
+        self.scenario = scenario
+        self.log = CommitLog()
+        self.events = LiveEvents(self.log, start_s)
+        self.clients: list[SimulatedClient] = []
+        self.lag_s: list[float] = []  # of every message: how much later than due it left
+        self.received_s: list[float] = []  # when each commit came, by `time.monotonic`
+        self._channels = [
+            grpc.aio.insecure_channel(url, options=[("grpc.use_local_subchannel_pool", 1)])
+            for _ in range(-(-len(devices) // STREAMS_PER_CONNECTION))
+        ]
+        self._settings = ClientSettings(
+            scenario.mode,
+            scenario.controller or (lambda: SpeculationController(Fixed(scenario.ahead))),
+            scenario.message_tokens,
+            scenario.warm_up_s,
+            scenario.duration_s,
+        )
+        self._devices = {device.index: device for device in devices}
+        self._specs: dict[int, Iterator[SessionSpec]] = {d.index: scenario.workload.sessions(d) for d in devices}
+        self._num_sources = len(devices)
+        self._sessions: dict[str, _Session] = {}
+
+    async def run(self) -> None:
+        """Until the end of the run. Raises whatever a session raises."""
+        for index in self._devices:
+            self._schedule_next(index)
+        try:
+            while not self._is_over():
+                await asyncio.sleep(_LOOK_S)
+                self._check()
+        finally:
+            await self._leave()
+
+    def _is_over(self) -> bool:
+        goes_on = self._num_sources and self.events.real_s < self.scenario.duration_s
+        return not goes_on and not (self.scenario.drain and self._sessions)
+
+    def _check(self) -> None:
+        for session in self._sessions.values():
+            if session.task.done() and session.task.exception() is not None:
+                raise session.task.exception()  # type: ignore[misc]
+
+    async def _leave(self) -> None:
+        """Close what still runs, and the connections."""
+        left = list(self._sessions.values())
+        for session in left:
+            session.send(Close(session.wire_id))
+            session.close()
+        if left:
+            _, pending = await asyncio.wait([session.task for session in left], timeout=_CLOSE_S)
+            for task in pending:
+                task.cancel()
+            with contextlib.suppress(Exception):
+                await asyncio.gather(*(session.task for session in left), return_exceptions=True)
+        for channel in self._channels:
+            await channel.close()
+
+    # -- sessions -----------------------------------------------------------------------------------------------
+
+    def _schedule_next(self, device_index: int) -> None:
+        """The device's next session, at its time or now."""
+        spec = next(self._specs[device_index], None)
+        if spec is None:
+            self._num_sources -= 1
+            return
+        start_s = self.events.now_s + spec.think_s if spec.start_s is None else spec.start_s
+        if start_s < self.scenario.duration_s:
+            self.events.schedule(start_s, self._start, spec)
+
+    def _start(self, spec: SessionSpec) -> None:
+        scenario = self.scenario
+        make = scenario.tokens or (lambda s: SessionTokens(scenario.seed, s, scenario.acceptance))
+        device = self._devices[spec.device]
+        client = SimulatedClient(self.events, spec, device, make(spec), self._settings, self._submit, self._end)
+        self.clients.append(client)
+        channel = self._channels[len(self.clients) % len(self._channels)]
+        self._sessions[client.id] = _Session(self, client, channel, new_session_id())
+        client.open()
+        if scenario.workload.timed:
+            self._schedule_next(spec.device)
+
+    def _submit(self, client: SimulatedClient, message: Open | Draft) -> None:
+        """A message has come through the link of its device: to the server now."""
+        session = self._sessions.get(client.id)
+        if session is None:  # a last acknowledgement behind the end of its session
+            return
+        self.lag_s.append(self.events.real_s - self.events.now_s)
+        message = dataclasses.replace(message, session=session.wire_id)
+        if isinstance(message, Open):
+            seed = session_seed(self.scenario.seed, client.record.spec)
+            slo = dataclasses.replace(message.slo, name="")  # in numbers: the server has no classes of these names
+            message = dataclasses.replace(message, sampling=Sampling(seed=seed), slo=slo)
+        session.send(message)
+
+    def on_commit(self, client: SimulatedClient, commit: Commit) -> None:
+        """A commit has left the server: into the link of its device."""
+        self.received_s.append(time.monotonic())
+        if commit.status is not Status.CLOSED:
+            self.events.schedule(client.downlink.arrival_s(self.events.real_s), client.receive, commit)
+
+    def _end(self, client: SimulatedClient) -> None:
+        self._sessions.pop(client.id).close()
+        if not self.scenario.workload.timed:
+            self._schedule_next(client.record.spec.device)

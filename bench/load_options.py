@@ -1,0 +1,137 @@
+"""What `wisp-bench load` and `validate` have in common: from a command line to devices, the emulated GPU and a server.
+
+Dilation: a small machine cannot play a GPU that answers thousands of times per second. With `--dilation K` everything
+takes K times as long, passes, draft steps, links, SLOs and pauses, and all figures are given in the GPU's own time
+again, so that what the machine itself needs per message counts K times less (time dilation, Gupta et al., NSDI 2006).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.gpu_cost import unloaded_pass_s
+from bench.load_run import MakeController
+from bench.load_tokens import LoadTokens
+from bench.simulator import Scenario
+from bench.trace_walk import TraceRing
+from bench.traces_folder import FOLDER
+from bench.workload import CLASSES, Workload
+from triton_models.emulated_verifier import Emulation
+from triton_models.launcher import make_server
+from triton_models.server_process import ServerProcess
+from wisp_plugin.draft_trace import DraftTrace
+from wisp_plugin.estimator import Costs, Estimator
+from wisp_plugin.messages import Mode
+from wisp_plugin.profile import Profile, load_profile, save_profile
+from wisp_plugin.scheduler import POLICIES
+from wisp_plugin.speculation import RULES
+
+PASSES = "passes.jsonl"
+PROFILE = Path(__file__).with_name("profiles") / "a100-qwen3-32b.json"
+
+
+def add_load_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of both commands."""
+    add = parser.add_argument
+    add("--profile", type=Path, metavar="FILE", default=PROFILE, help=f"of the emulated GPU [{PROFILE.name}]")
+    add("--trace", metavar="FILE", default="int4-eval.npz", help="of drafts, or in bench/traces; none: [%(default)s]")
+    add("--acceptance", type=float, default=0.75, metavar="X", help="per token without a trace [%(default)s]")
+    add("--noise", type=float, default=0.0, metavar="SIGMA", help="lognormal, on the time of a pass [%(default)s]")
+    add("--policy", default="wisp", choices=sorted(POLICIES), help="of the server [%(default)s]")
+    add("--mode", default="free", choices=[mode.value for mode in Mode], help="of the sessions [%(default)s]")
+    add("--rule", default="auto", metavar="RULE", help=f"of drafting: none, {', '.join(RULES)} [%(default)s]")
+    add("--message-tokens", type=int, default=4, metavar="N", help="draft tokens in a message [%(default)s]")
+    add("--speed", type=float, nargs=2, default=(60.0, 120.0), metavar="X", help="drafted tokens/s [60 120]")
+    add("--rtt", type=float, nargs=2, default=(20.0, 20.0), metavar="MS", help="of the links, ms [20 20]")
+    add("--jitter", type=float, default=0.0, metavar="MS", help="on each way, ms [%(default)s]")
+    add("--slo", type=float, default=1.0, metavar="X", help="factor on the tpot of all classes [%(default)s]")
+    add("--timed", action="store_true", help="sessions start at the pace of their SLO, whatever happened before")
+    add("--think", type=float, default=0.0, metavar="S", help="mean pause between a device's sessions [%(default)s]")
+    add("--stagger", type=float, default=20.0, metavar="S", help="devices start within this time [%(default)s]")
+    add("--duration", type=float, default=45.0, metavar="S", help="in the GPU's time [%(default)s]")
+    add("--warm-up", type=float, default=25.0, metavar="S", help="of that, not counted [%(default)s]")
+    add("--kv-tokens", type=int, default=131_072, metavar="N", help="KV memory of the GPU [%(default)s]")
+    add("--dilation", type=float, default=1.0, metavar="K", help="everything takes K times as long [%(default)s]")
+    add("--processes", type=int, default=1, metavar="N", help="of clients [%(default)s]")
+    add("--seed", type=int, default=0, help="of devices and sessions [%(default)s]")
+
+
+def trace_path(name: str) -> Path | None:
+    """A file, or one of bench/traces; None for `none`."""
+    if name == "none":
+        return None
+    return Path(name) if Path(name).is_file() else FOLDER / name
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A scenario in the machine's time, the profile and the trace of the server, and the dilation between both."""
+
+    scenario: Scenario
+    profile: Profile
+    trace: Path | None
+    dilation: float
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, num_devices: int) -> Load:
+        """From `add_load_arguments`. Raises ModelError or ConfigError for files that cannot be read."""
+        scale = args.dilation
+        profile = load_profile(args.profile)
+        costs = dilated(profile.costs, scale)
+        trace = trace_path(args.trace)
+        ring = TraceRing(DraftTrace.load(trace)) if trace else None
+        mode = Mode(args.mode)
+        draft = (trace.stem if trace else "int4").partition("-")[0]
+        workload = Workload(
+            num_devices=num_devices,
+            drafted_tokens_per_s=tuple(speed / scale for speed in args.speed),  # type: ignore[arg-type]
+            rtt_s=tuple(scale * rtt / 1e3 for rtt in args.rtt),  # type: ignore[arg-type]
+            jitter_s=scale * args.jitter / 1e3,
+            classes=tuple(dataclasses.replace(c, tpot_passes=args.slo * c.tpot_passes) for c in CLASSES),
+            unloaded_pass_s=unloaded_pass_s(costs),
+            prefill_allowance_s=scale * Workload().prefill_allowance_s,
+            stagger_s=scale * args.stagger,
+            timed=args.timed,
+            think_s=scale * args.think,
+            seed=args.seed,
+        )
+        scenario = Scenario(
+            workload, args.policy, mode, controller=MakeController(args.rule, mode, draft),
+            message_tokens=args.message_tokens, acceptance=args.acceptance,
+            tokens=LoadTokens(ring, args.acceptance, args.seed), duration_s=scale * args.duration,
+            warm_up_s=scale * args.warm_up, costs=costs, noise_sigma=args.noise, kv_tokens=args.kv_tokens,
+            seed=args.seed,
+        )  # fmt: skip
+        start = Estimator(costs)  # as it starts in the simulation
+        profile = dataclasses.replace(profile, costs=costs, margin=start.margin, noise=start.noise)
+        return cls(scenario, profile, trace, scale)
+
+    def settings(self, profile: Path) -> dict[str, Any]:
+        """Of the server, with the profile kept in `profile`: what the simulation gives to its engine."""
+        scenario, room = self.scenario, max(256, 2 * self.scenario.workload.num_devices)
+        trace = self.trace.absolute() if self.trace else None
+        return {
+            "target": Emulation(profile.absolute(), trace, scenario.noise_sigma).target,
+            "policy": scenario.policy,
+            "kv_tokens": scenario.kv_tokens,
+            "max_sessions": room,
+            "max_pass_sessions": room,
+            "max_load": 0.0,
+            **scenario.engine,
+        }
+
+    def server(self, folder: Path) -> ServerProcess:
+        """An emulated server for this load, not started. Its profile and the trace of its passes are in `folder`."""
+        profile = folder / "profile.json"
+        save_profile(self.profile, profile)
+        return make_server(settings={**self.settings(profile), "trace_file": str(folder / PASSES)})
+
+
+def dilated(costs: Costs, scale: float) -> Costs:
+    """The same with everything `scale` times as long."""
+    memory, arithmetic = (tuple(scale * price for price in line) for line in (costs.memory, costs.arithmetic))
+    return Costs(memory, arithmetic, costs.norm)

@@ -1,0 +1,131 @@
+"""WISP against the best other system in every cell of SLO x draft speed x RTT x draft, each system at its best there.
+
+matrix_min                        worst cell of WISP / best other, of goodput and of capacity; `_goodput`, `_capacity`
+matrix_min_*_without_colocated    the same without co-located speculation
+cells_lost_*                      cells below 0.97, with the ratio and the best other system
+*_vs_centralized_median, _share   over cells where centralized holds at least 16 devices: median, and share of cells
+                                  in which the published ratio holds; likewise `sled`
+*_vs_SYSTEM_gm                    geometric mean over cells in which that system has anything
+
+tpot is in unloaded passes: one class per cell. Without `--full`: 12 cells, few settings of each system, one seed. A
+finished cell is a JSON line in `--state`; with the same file a stopped run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bench.cells import DRAFTS, FULL_AXES, REDUCED_AXES, SHORT, SPEEDS, Cell, Timing, cells
+from bench.comparison import chosen_kinds, compare
+from bench.comparison_command import assumptions, num_cores
+from bench.gpu_profile import DEFAULT
+from bench.html_report import DEFINITIONS, Page
+from bench.matrix_figures import TABLE_COLUMNS, against_best, matrix_figures, table_rows
+from bench.matrix_state import CellResult, append_result, key_of, load_results
+from bench.report import Progress, finish, format_cell, print_table
+from bench.scheduler_systems import Lab
+from bench.systems import BASELINES, FEW, FULL
+from wisp_plugin.home import wisp_home
+
+_FIRST = {1.05: 16, 1.1: 24, 1.5: 48, 2.0: 64, 4.0: 96}  # devices that a search begins with
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `wisp-bench matrix`."""
+    add = parser.add_argument
+    add("--full", action="store_true", help="135 cells, all settings: hours; stop it and go on as you like")
+    add("--cells", type=int, metavar="N", help="only the first N cells")
+    add("--profile", default=DEFAULT, metavar="P", help=f"of bench/profiles, or a file [{DEFAULT}]")
+    add("--drafts", nargs="+", choices=DRAFTS, help="only these traces")
+    add("--seeds", type=int, default=1, metavar="N", help="runs of everything with other sessions [1]")
+    add("--seed", type=int, default=0, help="the first of them [0]")
+    add("--state", type=Path, metavar="FILE", help="finished cells, one JSON line each [$WISP_HOME/bench/matrix.jsonl]")
+    add("--fresh", action="store_true", help="take no finished cells from the file")
+    add("--jobs", type=int, default=num_cores(), metavar="N", help="processes [the cores]")
+    add("--report", type=Path, metavar="DIR", help="write PNG plots and one HTML page there")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the cells that are not finished; the report is printed whatever they give."""
+    axes = FULL_AXES if args.full else REDUCED_AXES
+    wanted = [c for c in cells(axes, args.profile) if not args.drafts or c.draft in args.drafts][: args.cells]
+    timing, kinds = (Timing(), FULL) if args.full else (SHORT, FEW)
+    seeds = [args.seed + i for i in range(args.seeds)]
+    path = args.state or wisp_home() / "bench" / "matrix.jsonl"
+    results = run_cells(wanted, timing, seeds, kinds, path, args.jobs, args.fresh)
+    print_table("WISP against the best other system", TABLE_COLUMNS, table_rows(results))
+    figures = matrix_figures(results)
+    if args.report:
+        _write(args.report, results, figures, timing, seeds)
+    finish("matrix", {**figures, "columns": list(TABLE_COLUMNS), "matrix": table_rows(results),
+                      "results": [asdict(r) for r in results]}, vars(args), args.seed)  # fmt: skip
+    return 0
+
+
+def run_cells(
+    wanted: Sequence[Cell], timing: Timing, seeds: Sequence[int], kinds: Sequence[Any], path: Path, jobs: int,
+    fresh: bool = False,
+) -> list[CellResult]:  # fmt: skip
+    """Results in the order of `wanted`; those that the file has are taken from there."""
+    systems = chosen_kinds(BASELINES, kinds)
+    key = key_of(timing, seeds, systems)
+    done = {} if fresh else load_results(path, key)
+    with Lab(jobs) as lab, Progress(len(wanted), "matrix") as progress:
+        for cell in wanted:
+            if cell not in done:
+                found = compare(lab, cell, systems, timing, seeds, first=_FIRST.get(cell.tpot_passes, 32))
+                done[cell] = CellResult.of(cell, found.bests)
+                append_result(path, key, done[cell])
+            ratio = against_best(done[cell], "goodput")
+            progress.step(note=f"{cell.name}: {format_cell(ratio.value)} of {ratio.other}")
+    return [done[cell] for cell in wanted]
+
+
+def _write(
+    folder: Path, results: Sequence[CellResult], figures: dict[str, Any], timing: Timing, seeds: Sequence[int]
+) -> None:
+    from bench import plots  # matplotlib is wanted for reports alone
+
+    page = Page("WISP against the best other system, cell by cell")
+    page.text(DEFINITIONS, is_note=True)
+    page.heading("What was assumed")
+    axes = "One SLO class per cell, tpot in unloaded passes; drafts, speeds and RTTs as the axes say."
+    page.points([*assumptions(results[0].cell, timing, seeds), axes])
+    for figure in ("goodput", "capacity"):
+        page.heading(f"{figure.capitalize()}: WISP / best other")
+        columns = [f"{speeds}, {rtt:g} ms" for speeds in SPEEDS for rtt in _rtts(results)]
+        rows = [(tpot, draft) for draft in DRAFTS for tpot in sorted({r.cell.tpot_passes for r in results})]
+        rows = [row for row in rows if any((r.cell.tpot_passes, r.cell.draft) == row for r in results)]
+        values = [[_at(results, figure, *row, speeds, rtt) for speeds in SPEEDS for rtt in _rtts(results)]
+                  for row in rows]  # fmt: skip
+        names = [f"{draft}, tpot x{tpot:g}" for tpot, draft in rows]
+        path = folder / f"matrix-{figure}.png"
+        picture = plots.heat_map(path, values, names, columns, f"{figure}, WISP / best other")
+        page.picture(picture, f"{figure.capitalize()} of WISP over that of the best other system; below 1 it loses")
+        lost = figures[f"cells_lost_{figure}"]
+        page.text(f"{len(lost)} of {len(results)} cells below 0.97." if lost else "No cell below 0.97.")
+    page.heading("All cells")
+    lost_names = {c["cell"] for figure in ("goodput", "capacity") for c in figures[f"cells_lost_{figure}"]}
+    page.table(TABLE_COLUMNS, table_rows(results), [i for i, r in enumerate(results) if r.cell.name in lost_names])
+    page.heading("Figures")
+    numbers = [(k, v) for k, v in figures.items() if isinstance(v, int | float) or v is None]
+    page.table(("figure", "value"), numbers)
+    page.write(folder / "matrix.html")
+
+
+def _rtts(results: Sequence[CellResult]) -> list[float]:
+    return sorted({r.cell.rtt_ms[0] for r in results})
+
+
+def _at(
+    results: Sequence[CellResult], figure: str, tpot: float, draft: str, speeds: str, rtt: float
+) -> float | None:
+    wanted = (tpot, draft, speeds, rtt)
+    for r in results:
+        if (r.cell.tpot_passes, r.cell.draft, r.cell.speeds, r.cell.rtt_ms[0]) == wanted:
+            return against_best(r, figure).value
+    return None

@@ -1,0 +1,109 @@
+"""What a matrix says: WISP against the best other system of each cell, and against each system over all cells."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.comparison import PUBLISHED
+from bench.matrix_state import CellResult
+from bench.systems import BASELINES
+
+NO_REGRET = 0.97
+LEAST_CENTRALIZED = 16  # cells where centralized holds fewer devices count for no headline
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """WISP / the best other system in a cell; None: no other system has anything."""
+
+    value: float | None
+    other: str
+
+
+def mean(values: Sequence[float]) -> float:
+    """Over seeds."""
+    return sum(values) / len(values)
+
+
+def against_best(result: CellResult, figure: str, others: Iterable[str] = BASELINES) -> Ratio:
+    """`figure` is `capacity` or `goodput`."""
+    values = {name: mean(own) for name, own in getattr(result, figure).items()}
+    best = max((name for name in others if name in values), key=lambda name: values[name])
+    return Ratio(values["wisp"] / values[best] if values[best] else None, best)
+
+
+def against(result: CellResult, figure: str, system: str) -> float | None:
+    """WISP / one system; None if that has nothing."""
+    values = getattr(result, figure)
+    other = mean(values[system])
+    return mean(values["wisp"]) / other if other else None
+
+
+def matrix_figures(results: Sequence[CellResult]) -> dict[str, Any]:
+    """All figures of a matrix, see `bench.matrix`."""
+    figures: dict[str, Any] = {"cells": len(results)}
+    without = [name for name in BASELINES if name != "colocated"]
+    for figure in ("goodput", "capacity"):
+        ratios = [against_best(r, figure) for r in results]
+        figures[f"matrix_min_{figure}"] = _least([ratio.value for ratio in ratios])
+        edge = [against_best(r, figure, without).value for r in results]
+        figures[f"matrix_min_{figure}_without_colocated"] = _least(edge)
+        figures[f"cells_lost_{figure}"] = [
+            {"cell": r.cell.name, "ratio": round(ratio.value, 4), "best_other": ratio.other}
+            for r, ratio in zip(results, ratios, strict=True)
+            if ratio.value is not None and ratio.value < NO_REGRET
+        ]
+        figures |= _against_systems(results, figure)
+    figures["matrix_min"] = _least([figures["matrix_min_goodput"], figures["matrix_min_capacity"]])
+    return figures
+
+
+def _against_systems(results: Sequence[CellResult], figure: str) -> dict[str, Any]:
+    """Median over cells and share of cells in which the published ratio holds; geometric means."""
+    counted = [r for r in results if mean(r.capacity["centralized"]) >= LEAST_CENTRALIZED]
+    figures: dict[str, Any] = {"cells_counted": len(counted)}
+    for system, pair in PUBLISHED.items():
+        asked = pair[0 if figure == "capacity" else 1]
+        ratios = [against(r, figure, system) for r in counted]
+        # Without anything on the other side the published ratio holds, but there is no number for a median.
+        bounded = [ratio if ratio is not None else math.inf for ratio in ratios]
+        middle = statistics.median(bounded) if bounded else None
+        key = f"{figure}_vs_{system}"
+        figures[f"{key}_median"] = middle if middle is not None and math.isfinite(middle) else None
+        figures[f"{key}_share"] = sum(ratio >= asked for ratio in bounded) / len(bounded) if bounded else None
+    for system in BASELINES:
+        if system in results[0].capacity:
+            name = system.replace("-", "_")
+            known = [ratio for r in results if (ratio := against(r, figure, system))]
+            figures[f"{figure}_vs_{name}_gm"] = math.exp(sum(map(math.log, known)) / len(known)) if known else None
+            figures[f"{figure}_vs_{name}_gm_cells"] = len(known)
+    return figures
+
+
+def _least(values: Sequence[float | None]) -> float | None:
+    return min((v for v in values if v is not None), default=None)
+
+
+def table_rows(results: Sequence[CellResult]) -> list[list[Any]]:
+    """A row per cell, see TABLE_COLUMNS."""
+    rows = []
+    for r in results:
+        goodput, capacity = against_best(r, "goodput"), against_best(r, "capacity")
+        rows.append([
+            r.cell.tpot_passes, r.cell.speeds, r.cell.rtt_ms[0], r.cell.draft,
+            mean(r.capacity["wisp"]), capacity.value, capacity.other,
+            mean(r.goodput["wisp"]), goodput.value, goodput.other,
+            against(r, "capacity", "centralized"), against(r, "goodput", "centralized"),
+            against(r, "goodput", "published"),
+        ])  # fmt: skip
+    return rows
+
+
+TABLE_COLUMNS = (
+    "tpot, passes", "devices", "RTT, ms", "draft", "capacity", "/ best other", "which", "goodput", "/ best other ",
+    "which ", "capacity / centralized", "goodput / centralized", "goodput / published",
+)  # fmt: skip

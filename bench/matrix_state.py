@@ -1,0 +1,101 @@
+"""Finished cells of a matrix, one JSON line each, so that a run of hours can be stopped and goes on where it was.
+
+A line holds what was asked (cell, length of runs, seed, settings of all systems) and the bests of all systems. A line
+that was asked otherwise is left alone and not used; a half-written last line is dropped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.cells import Cell, Timing
+from bench.report import commit
+from bench.search import Best
+from bench.systems import Kind
+from wisp_plugin.errors import ConfigError
+from wisp_plugin.wisp_parameters import WispParameters
+
+
+@dataclass(frozen=True, slots=True)
+class CellResult:
+    """A finished cell: the bests of all systems, by seed."""
+
+    cell: Cell
+    capacity: dict[str, list[float]]
+    goodput: dict[str, list[float]]
+    settings: dict[str, tuple[str, str]]  # of capacity and peak, first seed
+
+    @classmethod
+    def of(cls, cell: Cell, bests: dict[str, list[Best]]) -> CellResult:
+        """From what a comparison found."""
+        return cls(
+            cell,
+            {name: [float(b.capacity) for b in own] for name, own in bests.items()},
+            {name: [b.peak_goodput for b in own] for name, own in bests.items()},
+            {name: (own[0].capacity_setting, own[0].peak_setting) for name, own in bests.items()},
+        )
+
+
+def key_of(timing: Timing, seeds: Sequence[int], kinds: Sequence[Kind]) -> str:
+    """What decides about results besides the cell and the code: 12 hex digits."""
+    settings = [[kind.name, *map(str, kind.settings)] for kind in kinds]
+    asked = json.dumps([asdict(timing), list(seeds), settings, asdict(WispParameters())], sort_keys=True)
+    return hashlib.sha256(asked.encode()).hexdigest()[:12]
+
+
+def load_results(path: Path, key: str) -> dict[Cell, CellResult]:
+    """Finished cells in the file with this key; none without a file.
+
+    Raises:
+        ConfigError: a line that is not the last one is malformed.
+    """
+    if not path.exists():
+        return {}
+    results, lines = {}, path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            document = json.loads(line)
+            found = document["key"] == key
+            result = _from_document(document) if found else None
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines):
+                break  # the run was stopped while it wrote
+            raise ConfigError(f"{path}, line {number}: no finished cell ({error})") from None
+        if result is not None:
+            results[result.cell] = result
+    return results
+
+
+def append_result(path: Path, key: str, result: CellResult) -> None:
+    """Add a line, on disk when this returns. A half line that a stopped run left is ended first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps({"key": key, "commit": commit(), **asdict(result)})
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                _drop_half_line(file)
+        file.write(line.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _drop_half_line(file: Any) -> None:
+    file.seek(0)
+    file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def _from_document(document: dict[str, Any]) -> CellResult:
+    cell = document["cell"]
+    return CellResult(
+        Cell(cell["tpot_passes"], cell["speeds"], tuple(cell["rtt_ms"]), cell["draft"], cell["profile"]),
+        document["capacity"],
+        document["goodput"],
+        {name: (own[0], own[1]) for name, own in document["settings"].items()},
+    )

@@ -1,0 +1,166 @@
+"""Capacity planner: how many devices does this server hold, at what attainment, and what is worth changing first?
+
+    wisp-bench plan --profile a100-qwen3-32b --devices 40 --tpot-ms 45
+    wisp-bench plan --profile my-gpu.json --devices 8 --tpot-ms 60 --speed 20 --rtt-ms 60 --draft int4
+
+Simulates policy `wisp` with rule `price` on the profile (that of `wisp-server profile` or `wisp-bench profile`, or one
+that is shipped), then each change by itself. `capacity_without_drafts` is what the server would hold alone; `changes`
+are sorted by the devices that they win. Goodput and capacity are our own definitions.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bench.cells import DRAFTS, Timing
+from bench.comparison_command import num_cores
+from bench.gpu_cost import unloaded_pass_s
+from bench.gpu_profile import DEFAULT, find_profile, is_derived, kv_tokens
+from bench.report import finish, print_table
+from bench.scheduler_systems import Lab
+from bench.search import ATTAINMENT, Search
+from bench.simulator import Scenario, simulate
+from bench.systems import SLO_CENTRAL, WISP, Setting
+from bench.trace_walk import WalkOf
+from bench.workload import DeviceKind, SloClass, Throttling, Workload
+from wisp_plugin.errors import ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `wisp-bench plan`."""
+    add = parser.add_argument
+    add("--profile", default=DEFAULT, metavar="P", help=f"of bench/profiles, or a file [{DEFAULT}]")
+    add("--devices", type=int, required=True, metavar="D", help="devices that are to be served")
+    add("--tpot-ms", type=float, required=True, metavar="T", help="time per output token that sessions ask for")
+    add("--speed", type=float, default=60.0, metavar="V", help="draft tokens per second of a device [60]")
+    add("--rtt-ms", type=float, default=25.0, metavar="R", help="round trip [25]")
+    add("--draft", choices=DRAFTS, default="int4", help="traces that say how good the draft is [int4]")
+    add("--prompt", type=int, default=250, metavar="N", help="median tokens of a prompt [250]")
+    add("--output-tokens", type=int, default=200, metavar="N", help="median tokens of an answer [200]")
+    add("--think-s", type=float, default=2.0, metavar="S", help="mean pause of a user between sessions [2]")
+    add("--kv-tokens", type=int, metavar="N", help="tokens whose KV the server holds [of a 32 G model on 80 GB]")
+    add("--seconds", type=float, default=36.0, metavar="S", help="simulated, a third of them warm-up [36]")
+    add("--seed", type=int, default=0)
+    add("--jobs", type=int, default=num_cores(), metavar="N", help="processes [the cores]")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One way to serve: its name, its scenario and the number of devices that are asked about."""
+
+    name: str
+    scenario: Scenario
+    num_devices: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Figures at the devices that were asked about, and the capacity."""
+
+    attainment: float
+    goodput: float
+    capacity: int
+    figures: dict[str, float]
+
+
+def main(args: argparse.Namespace) -> int:
+    """Answer; exit code 1 if the devices cannot be served."""
+    if args.devices < 1 or not args.tpot_ms > 0 or not args.speed > 0 or args.rtt_ms < 0:
+        raise ConfigError("--devices, --tpot-ms and --speed have to be above 0, --rtt-ms from 0")
+    plans = make_plans(args)
+    with Lab(args.jobs) as lab:
+        answers = dict(zip([p.name for p in plans], lab.map("plan", solve, plans), strict=True))
+    now, alone = answers.pop("as asked"), answers.pop("without drafts")
+    fits = now.attainment >= ATTAINMENT
+    changes = sorted(answers.items(), key=lambda pair: -pair[1].capacity)
+    print(_verdict(args, now, alone))
+    rows = [("as asked", now), ("without drafts", alone), *changes]
+    print_table("What would change it", ("change", "devices held", "attainment at the devices asked", "goodput, tok/s"),
+                [(name, a.capacity, a.attainment, a.goodput) for name, a in rows])  # fmt: skip
+    figures = {
+        "fits": fits, "attainment": now.attainment, "goodput": now.goodput, "capacity": now.capacity,
+        "capacity_without_drafts": alone.capacity, "attainment_without_drafts": alone.attainment,
+        "busy_share": now.figures["busy_share"], "wdt_share": now.figures["wdt_share"],
+        "change_first": _first_change(now, changes),
+        "changes": [{"change": n, "capacity": a.capacity, "attainment": a.attainment} for n, a in changes],
+    }  # fmt: skip
+    finish("plan", figures, vars(args), args.seed)
+    return 0 if fits else 1
+
+
+def make_plans(args: argparse.Namespace) -> list[Plan]:
+    """What is asked, the server alone, and every change by itself."""
+    base, asked = base_scenario(args), args.devices
+
+    def served(setting: Setting, scenario: Scenario, draft: str = args.draft) -> Scenario:
+        return setting.serve(scenario, draft)
+
+    def with_workload(**changes: Any) -> Scenario:
+        return served(WISP.settings[0], replace(base, workload=replace(base.workload, **changes)))
+
+    workload, ours = base.workload, WISP.settings[0]
+    relaxed = tuple(replace(c, tpot_passes=1.25 * c.tpot_passes) for c in workload.classes)
+    plans = [
+        Plan("as asked", served(ours, base), asked),
+        Plan("without drafts", served(SLO_CENTRAL.settings[0], base), asked),
+        Plan("tpot 25 % longer", with_workload(classes=relaxed), asked),
+        Plan("devices that draft twice as fast", with_workload(kinds=(DeviceKind(2 * args.speed),)), asked),
+        Plan("half the round trip", with_workload(rtt_s=tuple(0.5 * r for r in workload.rtt_s)), asked),
+        Plan("prompts half as long", with_workload(median_prompt_tokens=max(16, args.prompt // 2)), asked),
+    ]
+    for draft in DRAFTS[DRAFTS.index(args.draft) + 1 :]:
+        better = replace(base, tokens=WalkOf(draft, args.seed))
+        plans.append(Plan(f"the better draft {draft}", served(ours, better, draft), asked))
+    plans.append(Plan("a second server, half of the devices each", served(ours, base), (asked + 1) // 2))
+    return plans
+
+
+def base_scenario(args: argparse.Namespace) -> Scenario:
+    """The workload that is asked about, on the profile."""
+    costs = find_profile(args.profile).costs
+    pass_s = unloaded_pass_s(costs)
+    timing = Timing(args.seconds, args.seconds / 3, args.think_s)
+    workload = Workload(
+        rtt_s=(args.rtt_ms / 1e3, args.rtt_ms / 1e3), jitter_s=0.05 * args.rtt_ms / 1e3,
+        classes=(SloClass("asked", args.tpot_ms / 1e3 / pass_s),), unloaded_pass_s=pass_s,
+        median_prompt_tokens=args.prompt, median_output_tokens=args.output_tokens,
+        kinds=(DeviceKind(args.speed),), throttling=Throttling(), think_s=timing.think_s,
+        stagger_s=timing.warm_up_s, seed=args.seed,
+    )  # fmt: skip
+    return Scenario(
+        workload, tokens=WalkOf(args.draft, args.seed), duration_s=timing.duration_s, warm_up_s=timing.warm_up_s,
+        costs=costs, noise_sigma=0.03, kv_tokens=args.kv_tokens or kv_tokens(), seed=args.seed,
+    )  # fmt: skip
+
+
+def solve(plan: Plan) -> Answer:
+    """Simulate a plan: the devices asked about, and the capacity from there."""
+
+    def measure(_: Setting, num_devices: int) -> dict[str, float]:
+        return simulate(plan.scenario.with_devices(num_devices)).figures()
+
+    search = Search(measure, plan.num_devices)
+    capacity, setting = search.capacity(WISP)
+    figures = search.run(setting, plan.num_devices)
+    factor = 2 if plan.name.startswith("a second server") else 1
+    return Answer(figures["attainment"], factor * figures["goodput"], factor * capacity, figures)
+
+
+def _first_change(now: Answer, changes: list[tuple[str, Answer]]) -> str | None:
+    """The change that wins most devices; None if none wins any."""
+    name, answer = changes[0]
+    return name if answer.capacity > now.capacity else None
+
+
+def _verdict(args: argparse.Namespace, now: Answer, alone: Answer) -> str:
+    profile = find_profile(args.profile)
+    kind = "derived from published figures" if is_derived(profile) else "measured"
+    word = "can" if now.attainment >= ATTAINMENT else "cannot"
+    return (
+        f"\n{args.devices} devices at {args.tpot_ms:g} ms per token {word} be served by {profile.fingerprint.model} on "
+        f"{profile.fingerprint.device} ({kind}):\n{now.attainment:.1%} of sessions meet their SLO, "
+        f"{now.goodput:.0f} tokens/s count. The server holds {now.capacity} such devices, {alone.capacity} without "
+        "drafts."
+    )

@@ -1,0 +1,159 @@
+"""A system at its best in one cell: its capacity and its peak goodput, over its settings and numbers of devices.
+
+Capacity: the usual setting is bisected first. Any other setting has to hold more devices than the best so far, which
+one run tells; only if it does is it followed upwards. So every setting of the sweep is tried, and few runs are long
+ones. Peak goodput: every setting is tried at the number of devices that gave the most so far, and the best one climbs
+from there, up or down, first in large steps, then in small ones. Both assume that attainment falls with the number of
+devices and that goodput has one peak; runs are random in their sessions, so both hold to a few percent with one seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bench.cells import Cell, Timing
+from bench.simulator import simulate
+from bench.systems import Kind, Setting
+
+Figures = dict[str, float]
+Measure = Callable[[Setting, int], Figures]
+ATTAINMENT = 0.95
+MOST_DEVICES = 1024
+_GAIN = 1.003  # a step that brings less is none
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """A system in a cell: capacity and peak goodput, each with its setting, devices and all figures of that run."""
+
+    system: str
+    capacity: int
+    capacity_setting: str
+    capacity_figures: Figures
+    peak_goodput: float
+    peak_devices: int
+    peak_setting: str
+    peak_figures: Figures
+    runs: list[tuple[str, int, float, float]]  # setting, devices, attainment, goodput: all that was tried
+
+    def __str__(self) -> str:
+        peak = f", {self.peak_goodput:.0f} tok/s at {self.peak_devices} ({self.peak_setting})" if self.runs else ""
+        return f"{self.system}: {self.capacity} devices ({self.capacity_setting}){peak}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+class Search:
+    """Runs of one system in one cell; no run is made twice."""
+
+    def __init__(self, measure: Measure, first: int, most: int | None = None, timing: Timing | None = None) -> None:
+        """`first`: number of devices to begin with; `most`: no more are tried (None: MOST_DEVICES)."""
+        timing = timing or Timing()
+        self._resolution, self._climbs = timing.resolution, timing.climbs
+        self._most = MOST_DEVICES if most is None else most
+        self._measure, self._first = measure, min(max(1, first), self._most)
+        self.runs: dict[tuple[Setting, int], Figures] = {}
+
+    def run(self, setting: Setting, num_devices: int) -> Figures:
+        """The figures of a run."""
+        key = (setting, num_devices)
+        if key not in self.runs:
+            self.runs[key] = self._measure(setting, num_devices)
+        return self.runs[key]
+
+    def holds(self, setting: Setting, num_devices: int) -> bool:
+        """Whether enough sessions meet their SLO."""
+        return self.run(setting, num_devices)["attainment"] >= ATTAINMENT
+
+    def capacity(self, kind: Kind) -> tuple[int, Setting]:
+        """The most devices that any setting holds (0: not even one), and that setting."""
+        best = kind.settings[0]
+        most = self._bisect(best, 0, self._first)
+        for setting in kind.settings[1:]:
+            above = most + max(1, round(self._resolution * most))
+            if above <= self._most and self.holds(setting, above):
+                best, most = setting, self._bisect(setting, above, round(1.25 * above) + 1)
+        return most, best
+
+    def _bisect(self, setting: Setting, good: int, probe: int) -> int:
+        """The most devices of a setting that holds `good`; the first question is `probe`."""
+        bad = self._most + 1
+        factor = 1.5 if good else 2.0
+        while good < bad - 1 and probe < bad:
+            if self.holds(setting, probe):
+                good, probe = probe, round(factor * probe) + 1
+            else:
+                bad = probe
+        while not good and bad > 1:  # began too high
+            probe = bad // 2
+            good, bad = (probe, bad) if self.holds(setting, probe) else (0, probe)
+        while bad - good > max(1, self._resolution * good):
+            middle = (good + bad) // 2
+            good, bad = (middle, bad) if self.holds(setting, middle) else (good, middle)
+        return good
+
+    def peak(self, kind: Kind) -> tuple[int, Setting]:
+        """Devices and setting of the most goodput. Call it behind `capacity`."""
+        for setting in kind.settings:
+            self.run(setting, self._leader()[1])
+        for factor in self._climbs:
+            self._climb(factor)
+        for setting in kind.settings if len(self._climbs) > 1 else ():  # the peak has moved: once more
+            self.run(setting, self._leader()[1])
+        setting, num_devices = self._leader()
+        return num_devices, setting
+
+    def _leader(self) -> tuple[Setting, int]:
+        return max(self.runs, key=lambda key: self.runs[key]["goodput"])
+
+    def _climb(self, factor: float) -> None:
+        setting, at = self._leader()
+        for direction in (factor, 1.0 / factor):
+            while True:
+                following = max(1, round(at * direction))
+                if following == at or following > self._most:
+                    break
+                before = self.run(setting, at)["goodput"]
+                if self.run(setting, following)["goodput"] < _GAIN * before:
+                    break
+                at = following
+
+
+def measure_in(cell: Cell, timing: Timing, seed: int) -> Measure:
+    """Runs of one seed in a cell."""
+    base = cell.scenario(timing, seed)
+
+    def measure(setting: Setting, num_devices: int) -> Figures:
+        return simulate(setting.serve(base, cell.draft).with_devices(num_devices)).figures()
+
+    return measure
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What `find_best` is asked; can be sent to another process."""
+
+    cell: Cell
+    kind: Kind
+    timing: Timing
+    seed: int = 0
+    first: int = 24
+    wants_peak: bool = True
+
+
+def find_best(question: Question) -> Best:
+    """The best of a system in a cell."""
+    kind = question.kind
+    measure = measure_in(question.cell, question.timing, question.seed)
+    search = Search(measure, question.first, timing=question.timing)
+    capacity, setting = search.capacity(kind)
+    held = search.runs.get((setting, capacity), {})
+    num_devices, peak_setting = search.peak(kind) if question.wants_peak else (capacity, setting)
+    peak = search.runs.get((peak_setting, num_devices), {})
+    runs = [(str(s), n, f["attainment"], f["goodput"]) for (s, n), f in search.runs.items()]
+    return Best(kind.name, capacity, str(setting), held, peak.get("goodput", 0.0), num_devices, str(peak_setting), peak,
+                runs)  # fmt: skip

@@ -1,0 +1,48 @@
+"""The headline under other assumptions: other traces, other forms of the cost, the same mix. Short runs, one seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from bench.cells import DRAFTS, MIX, SHORT, Cell
+from bench.comparison import chosen_kinds
+from bench.gpu_profile import DEFAULT, NORMS
+from bench.scheduler_systems import Lab
+from bench.search import Question, find_best
+from bench.systems import FEW
+
+SYSTEMS_SHOWN = ("centralized", "sled", "published")
+SENSITIVITY_COLUMNS = (
+    "draft", "profile", "capacity of wisp", "goodput of wisp",
+    *(f"{figure} / {name}" for figure in ("capacity", "goodput") for name in SYSTEMS_SHOWN),
+)  # fmt: skip
+
+
+def variants(headline: Cell = MIX) -> list[Cell]:
+    """The headline, then one assumption changed at a time."""
+    drafts = [replace(headline, draft=draft) for draft in DRAFTS if draft != headline.draft]
+    forms = [replace(headline, profile=f"{DEFAULT}{suffix}") for suffix in NORMS]
+    return [headline, *drafts, *(cell for cell in forms if cell != headline)]
+
+
+def sensitivity(lab: Lab, cells: Sequence[Cell], seed: int) -> list[dict[str, Any]]:
+    """A row per cell, see SENSITIVITY_COLUMNS; ratios are None where the other system has nothing."""
+    kinds = chosen_kinds(SYSTEMS_SHOWN, FEW)
+    questions = [Question(cell, kind, SHORT, seed) for cell in cells for kind in kinds]
+    answers = iter(lab.map("sensitivity", find_best, questions))
+    rows = []
+    for cell in cells:
+        bests = {kind.name: next(answers) for kind in kinds}
+        wisp = bests["wisp"]
+        row: dict[str, Any] = {"draft": cell.draft, "profile": cell.profile, "capacity": wisp.capacity,
+                               "goodput": wisp.peak_goodput}  # fmt: skip
+        row |= {f"capacity_vs_{n}": _ratio(wisp.capacity, bests[n].capacity) for n in SYSTEMS_SHOWN}
+        row |= {f"goodput_vs_{n}": _ratio(wisp.peak_goodput, bests[n].peak_goodput) for n in SYSTEMS_SHOWN}
+        rows.append(row)
+    return rows
+
+
+def _ratio(value: float, other: float) -> float | None:
+    return value / other if other else None

@@ -1,0 +1,135 @@
+"""The systems that are compared, and what may be tuned about each of them (issue: every baseline at its best).
+
+    centralized    continuous batching, no edge (Orca, vLLM, with chunked prefill)
+    sled           `sync`, drafting to a confidence threshold, FIFO static batches (arXiv 2506.09397)
+    published      WISP as published: `sync`, drafting to the predicted rejection, SLO-aware batches (2601.11652)
+    slo-central    policy `wisp` without drafts: what scheduling alone brings
+    colocated      continuous batching, drafts made on the server at its cost
+    fixed-edf      `free`, a fixed draft length, earliest deadline first
+    wisp           `free`, `price`, `wisp`: ours, one set of constants everywhere
+    wisp-*         ours without its controller, without its scheduler, without holding
+
+A setting is a `Setting`; `Kind` lists those of a system, the usual one first. All have the same KV memory, but that
+`colocated` keeps its draft model and its KV there too.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from bench.baseline_rules import ControllerOf, RuleSpec
+from bench.gpu_profile import QWEN3_06B, draft_step_costs, kv_tokens
+from bench.simulator import Scenario
+from wisp_plugin.messages import Mode
+from wisp_plugin.wisp_policy import Wisp, WispParameters
+
+WHOLE = 2048  # tokens of a pass: no prompt of the workload is longer
+NO_DRAFTS = RuleSpec("fixed", 0)
+PRICE = RuleSpec("price")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A system with all its numbers. `batch`: sessions and longest wait (ms) of a static batch."""
+
+    system: str
+    policy: str
+    rule: RuleSpec
+    chunk: int = 96
+    mode: Mode = Mode.FREE
+    batch: tuple[int, float] | None = None
+    on_server: bool = False
+    parameters: WispParameters | None = None
+
+    def serve(self, base: Scenario, draft: str) -> Scenario:
+        """`base` with this system; `draft` is the draft model whose acceptance model the controllers use."""
+        engine: dict[str, Any] = {"max_pass_tokens": self.chunk}
+        if self.batch is not None:
+            engine |= {"static_batch_sessions": self.batch[0], "static_batch_wait_ms": self.batch[1]}
+        return replace(
+            base,
+            policy=partial(Wisp, parameters=self.parameters) if self.parameters else self.policy,
+            mode=self.mode,
+            controller=ControllerOf(self.rule, draft),
+            engine=engine,
+            colocated=draft_step_costs(norm=base.costs.norm) if self.on_server else None,
+            kv_tokens=kv_tokens(draft=QWEN3_06B) if self.on_server else base.kv_tokens,
+        )
+
+    def __str__(self) -> str:
+        parts = [self.policy, str(self.rule) if self.rule != NO_DRAFTS else "no drafts", f"chunk {self.chunk}"]
+        if self.batch:
+            parts.append(f"batch {self.batch[0]} / {self.batch[1]:g} ms")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A system and its settings, the usual one first."""
+
+    name: str
+    settings: Sequence[Setting]
+
+    def only(self, setting: Setting) -> Kind:
+        """The system with one setting."""
+        return replace(self, settings=(setting,))
+
+
+def _centralized(chunks: Sequence[int]) -> Kind:
+    return Kind("centralized", [Setting("centralized", "continuous", NO_DRAFTS, chunk) for chunk in chunks])
+
+
+def _sled(lengths: Sequence[int], thresholds: Sequence[float], batches: Sequence[tuple[int, float]]) -> Kind:
+    grid = itertools.product(lengths, thresholds, batches)
+    rules = [(RuleSpec("confidence", length, threshold), batch) for length, threshold, batch in grid]
+    return Kind("sled", [Setting("sled", "fcfs", rule, WHOLE, Mode.SYNC, batch) for rule, batch in rules])
+
+
+def _published(thresholds: Sequence[float], edf_chunks: Sequence[int]) -> Kind:
+    rules = [RuleSpec("paper", 24, threshold) for threshold in thresholds]
+    ours = [Setting("published", "wisp", rule, WHOLE, Mode.SYNC) for rule in rules]
+    edf = [Setting("published", "edf", rules[0], chunk, Mode.SYNC) for chunk in edf_chunks]
+    return Kind("published", [*ours, *edf])
+
+
+def _colocated(lengths: Sequence[int], chunks: Sequence[int]) -> Kind:
+    fixed = [Setting("colocated", "continuous", RuleSpec("fixed", n), chunks[0], on_server=True) for n in lengths]
+    adaptive = [Setting("colocated", "continuous", RuleSpec("paper", 8, 0.6), c, on_server=True) for c in chunks]
+    return Kind("colocated", [*fixed, *adaptive])
+
+
+def _fixed_edf(lengths: Sequence[int], chunks: Sequence[int]) -> Kind:
+    settings = [Setting("fixed-edf", "edf", RuleSpec("fixed", n), chunks[0]) for n in lengths]
+    return Kind("fixed-edf", [*settings, *(replace(settings[0], chunk=c) for c in chunks[1:])])
+
+
+WISP = Kind("wisp", [Setting("wisp", "wisp", PRICE, WHOLE)])
+SLO_CENTRAL = Kind("slo-central", [Setting("slo-central", "wisp", NO_DRAFTS, WHOLE)])
+ABLATIONS = (
+    Kind("wisp-no-controller", [Setting("wisp-no-controller", "wisp", RuleSpec("fixed", n), WHOLE) for n in (6, 3)]),
+    Kind("wisp-no-scheduler", [Setting("wisp-no-scheduler", "continuous", PRICE, c) for c in (96, 192)]),
+    Kind("wisp-no-holding", [Setting("wisp-no-holding", "wisp", PRICE, WHOLE, parameters=WispParameters(holds=False))]),
+)
+# What the full sweeps try; `FEW` leaves out what never came near the best of the default mix.
+FULL: tuple[Kind, ...] = (
+    _centralized((96, 64, 128, 192, 256)),
+    _sled((4, 6, 8), (0.3, 0.6), ((16, 10.0), (64, 0.0), (8, 10.0))),
+    _published((0.5, 0.3, 0.7), (96, 192)),
+    SLO_CENTRAL,
+    _colocated((2, 1, 3, 4, 6), (96, 128)),
+    _fixed_edf((4, 2, 6, 8), (96, 192)),
+)
+FEW: tuple[Kind, ...] = (
+    _centralized((96, 128)),
+    _sled((4,), (0.3, 0.6), ((16, 10.0),)),
+    _published((0.5, 0.3), ()),
+    SLO_CENTRAL,
+    _colocated((2, 4), (96,)),
+    _fixed_edf((4, 2), (96,)),
+)
+BASELINES = tuple(kind.name for kind in FULL)
+SYSTEMS = {kind.name: kind for kind in (*FULL, WISP, *ABLATIONS)}

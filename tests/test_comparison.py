@@ -1,0 +1,301 @@
+"""Search, systems, profiles, intervals, matrix, reports: the machinery of the comparison on made-up and tiny runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench import capacity, cli, distance_check, goodput, matrix, planner
+from bench.baseline_rules import Confidence, ControllerOf, RuleSpec
+from bench.cells import FULL_AXES, MIX, REDUCED_AXES, Cell, Timing, cells
+from bench.comparison import Comparison, ratio_figures
+from bench.comparison_command import goodput_ceiling
+from bench.gpu_cost import unloaded_pass_s
+from bench.gpu_profile import DEFAULT, NORMS, QWEN3_06B, QWEN3_32B, derive, find_profile, is_derived, kv_tokens
+from bench.intervals import mean_interval, ratio_interval
+from bench.matrix_figures import against, against_best, matrix_figures
+from bench.matrix_state import CellResult, append_result, key_of, load_results
+from bench.scheduler_systems import Lab
+from bench.search import Best, Search
+from bench.simulator import simulate
+from bench.systems import ABLATIONS, FEW, FULL, SYSTEMS, WISP, Kind, Setting
+from wisp_plugin.controller import Chain
+from wisp_plugin.draft_stats import DraftStats
+from wisp_plugin.errors import ConfigError
+from wisp_plugin.pace import Pace
+
+A, B = Setting("x", "edf", RuleSpec("fixed", 1)), Setting("x", "edf", RuleSpec("fixed", 2))
+KIND = Kind("x", [A, B])
+CELL = Cell(1.1, "fast", (20.0, 20.0), "int4")
+
+
+class TestSearch:
+    def search(self, capacities: dict[Setting, int], peak_at: int = 40, first: int = 24) -> Search:
+        """Attainment falls at the capacities; goodput is a hill with its top at `peak_at`, higher for B."""
+
+        def measure(setting: Setting, n: int) -> dict[str, float]:
+            height = 2.0 if setting == B else 1.0
+            return {"attainment": 1.0 if n <= capacities[setting] else 0.5,
+                    "goodput": height * 100.0 * math.exp(-abs(math.log(n / peak_at)))}  # fmt: skip
+
+        return Search(measure, first, most=500)
+
+    @settings(max_examples=60)
+    @given(a=st.integers(0, 400), b=st.integers(0, 400), first=st.integers(1, 300))
+    def test_finds_the_capacity_of_the_better_setting(self, a: int, b: int, first: int) -> None:
+        search = self.search({A: a, B: b}, first=first)
+        found, setting = search.capacity(KIND)
+        best = max(a, b)
+        assert best - max(1, 0.04 * best) <= found <= best
+        assert found == 0 or search.runs[setting, found]["attainment"] == 1.0
+
+    def test_no_run_is_made_twice_and_a_poor_setting_costs_one(self) -> None:
+        search = self.search({A: 100, B: 50})
+        search.capacity(KIND)
+        assert sum(setting == B for setting, _ in search.runs) == 1
+
+    @settings(max_examples=40)
+    @given(peak_at=st.integers(2, 400), first=st.integers(1, 300))
+    def test_climbs_to_the_peak_from_anywhere(self, peak_at: int, first: int) -> None:
+        search = self.search({A: 60, B: 40}, peak_at, first)
+        search.capacity(KIND)
+        num_devices, setting = search.peak(KIND)
+        assert setting == B
+        assert search.runs[setting, num_devices]["goodput"] > 0.85 * 200.0
+
+
+class TestProfiles:
+    @pytest.mark.parametrize("suffix", list(NORMS))
+    def test_the_files_are_what_is_derived(self, suffix: str) -> None:
+        assert find_profile(DEFAULT + suffix) == derive(suffix)
+        assert is_derived(derive(suffix))
+        assert "derived" in derive(suffix).fingerprint.device
+
+    def test_figures_of_the_derivation(self) -> None:
+        assert QWEN3_32B.kv_bytes_per_token == 256 * 1024
+        assert 0.034 < unloaded_pass_s(derive().costs) < 0.038  # 65.6 GB at 90 % of 2.04 TB/s
+        assert 40_000 < kv_tokens() < 60_000
+        assert kv_tokens(draft=QWEN3_06B) < 0.75 * kv_tokens()
+
+    def test_forms_are_ordered(self) -> None:
+        smooth, maximum, additive = (unloaded_pass_s(derive(s).costs) for s in ("", "-maximum", "-additive"))
+        assert maximum <= smooth < additive
+
+    def test_an_unknown_profile_is_refused_with_those_there_are(self) -> None:
+        with pytest.raises(ConfigError, match=DEFAULT):
+            find_profile("no-such-gpu")
+
+
+class TestSystems:
+    def test_every_system_serves_and_can_be_sent_to_a_process(self) -> None:
+        import pickle
+
+        base = replace(MIX, draft="int4").scenario(Timing(2.0, 0.5), 0)
+        for kind in SYSTEMS.values():
+            names = [str(setting) for setting in kind.settings]
+            assert len(set(names)) == len(names)
+            for setting in kind.settings:
+                assert pickle.loads(pickle.dumps(setting.serve(base, "int4"))) is not None
+
+    def test_the_reduced_sweep_is_part_of_the_full_one(self) -> None:
+        for few in FEW:
+            full = next(kind for kind in FULL if kind.name == few.name)
+            assert set(few.settings) <= set(full.settings)
+        assert [k.name for k in (*FULL, WISP, *ABLATIONS)] == list(SYSTEMS)
+
+    def test_confidence_stops_at_an_unsure_token(self) -> None:
+        rule = Confidence(0.6, 4)
+        sure, unsure = DraftStats(0.9, 0.1, 0.8, 1.0, 0.9), DraftStats(0.3, 2.0, 0.1, 1.0, 0.3)
+        assert rule.draft_on(Chain(), Pace(), 0.0)
+        assert rule.draft_on(Chain([0.9], stats=sure), Pace(), 0.0)
+        assert not rule.draft_on(Chain([0.9], stats=unsure), Pace(), 0.0)
+        assert not rule.draft_on(Chain([0.9] * 4, stats=sure), Pace(), 0.0)
+
+    def test_an_unknown_rule_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="no rule"):
+            ControllerOf(RuleSpec("guess"), "int4")()
+
+
+class TestIntervals:
+    def test_of_a_mean(self) -> None:
+        interval = mean_interval([10.0, 12.0, 14.0])
+        assert interval.mean == 12.0
+        assert interval.low == pytest.approx(12.0 - 4.303 * 2.0 / math.sqrt(3), abs=0.01)
+        assert mean_interval([3.0]).low is None
+
+    def test_of_a_ratio(self) -> None:
+        interval = ratio_interval([2.0, 4.4], [1.0, 2.0])
+        assert interval is not None
+        assert interval.mean == pytest.approx(math.sqrt(2.0 * 2.2))
+        assert ratio_interval([1.0], [0.0]) is None
+
+
+def best_of(system: str, held: int, tokens: float) -> Best:
+    """A made-up result."""
+    setting = str(SYSTEMS[system].settings[0])
+    return Best(system, held, setting, {"attainment": 1.0}, tokens, held, setting, {"attainment": 0.9}, [])
+
+
+def result_of(cell: Cell, **values: tuple[int, float]) -> CellResult:
+    """A made-up cell; names have underscores."""
+    return CellResult.of(cell, {k.replace("_", "-"): [best_of(k.replace("_", "-"), *v)] for k, v in values.items()})
+
+
+SYSTEMS_OF_A_CELL = {"sled": (0, 10.0), "published": (10, 90.0), "slo_central": (20, 200.0), "colocated": (30, 220.0),
+                     "fixed_edf": (15, 150.0)}  # fmt: skip
+
+
+class TestMatrix:
+    def test_figures(self) -> None:
+        good = result_of(CELL, wisp=(60, 440.0), centralized=(20, 200.0), **SYSTEMS_OF_A_CELL)
+        lost = result_of(replace(CELL, speeds="slow"), wisp=(24, 209.0), centralized=(16, 200.0), **SYSTEMS_OF_A_CELL)
+        figures = matrix_figures([good, lost])
+        assert figures["matrix_min_goodput"] == pytest.approx(209 / 220)
+        assert figures["matrix_min_capacity"] == pytest.approx(24 / 30)
+        assert figures["matrix_min_capacity_without_colocated"] == pytest.approx(24 / 20)
+        assert figures["matrix_min"] == figures["matrix_min_capacity"]
+        assert [c["cell"] for c in figures["cells_lost_goodput"]] == [lost.cell.name]
+        assert figures["cells_lost_goodput"][0]["best_other"] == "colocated"
+        assert figures["capacity_vs_centralized_share"] == 0.5
+        assert figures["capacity_vs_sled_share"] == 1.0
+        assert figures["capacity_vs_sled_median"] is None  # SLED holds nobody
+        assert figures["goodput_vs_published_gm"] == pytest.approx(math.sqrt(440 / 90 * 209 / 90))
+        assert against(good, "capacity", "sled") is None
+        assert against_best(good, "goodput").value == pytest.approx(2.0)
+
+    def test_cells_with_a_small_centralized_count_for_no_headline(self) -> None:
+        small = result_of(CELL, wisp=(60, 440.0), centralized=(15, 200.0), **SYSTEMS_OF_A_CELL)
+        assert matrix_figures([small])["capacity_vs_centralized_share"] is None
+
+    def test_axes(self) -> None:
+        assert len(list(cells(FULL_AXES))) == 135
+        assert len(list(cells(REDUCED_AXES))) == 12
+        assert len({cell.name for cell in cells(FULL_AXES)}) == 135
+
+    def test_finished_cells_are_kept_and_a_half_line_is_dropped(self, tmp_path: Path) -> None:
+        path, key = tmp_path / "state.jsonl", key_of(Timing(), [0], FULL)
+        first = result_of(CELL, wisp=(60, 440.0), centralized=(20, 200.0))
+        second = result_of(replace(CELL, draft="int8"), wisp=(6, 44.0), centralized=(20, 200.0))
+        append_result(path, key, first)
+        with path.open("a") as file:
+            file.write('{"key": "' + key)
+        assert load_results(path, key) == {first.cell: first}
+        append_result(path, key, second)
+        assert load_results(path, key) == {first.cell: first, second.cell: second}
+        assert load_results(path, key_of(Timing(), [1], FULL)) == {}
+
+    def test_a_malformed_line_is_an_error(self, tmp_path: Path) -> None:
+        path = tmp_path / "state.jsonl"
+        path.write_text("nonsense\n{}\n")
+        with pytest.raises(ConfigError, match="line 1"):
+            load_results(path, "any")
+
+
+class TestFigures:
+    def test_ratios_and_published_ones_side_by_side(self) -> None:
+        bests = {"wisp": [best_of("wisp", 40, 800.0)], "centralized": [best_of("centralized", 20, 500.0)],
+                 "sled": [best_of("sled", 0, 100.0)]}  # fmt: skip
+        figures = ratio_figures(Comparison(MIX, bests), "capacity")
+        assert figures["capacity_vs_centralized"] == pytest.approx(2.0)
+        assert figures["capacity_vs_centralized_published"] == 2.1
+        assert figures["capacity_vs_centralized_reaches_published"] is False
+        assert figures["capacity_vs_sled"] is None
+        assert figures["capacity_vs_best_other"] == 2.0
+        assert figures["capacity_best_other"] == "centralized"
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands with runs of two seconds and few systems."""
+    for module in (capacity, goodput):
+        monkeypatch.setattr(module, "asked", lambda args: (
+            replace(MIX, draft="int4"), [FEW[0], FEW[4], WISP], Timing(2.0, 0.5, 0.2), [0, 1]))  # fmt: skip
+    monkeypatch.setattr(goodput, "GRID", (2, 3))
+    monkeypatch.setattr(matrix, "SHORT", Timing(2.0, 0.5, 0.2))
+    monkeypatch.setattr("bench.search.MOST_DEVICES", 4)
+
+
+def document_of(output: str) -> dict[str, object]:
+    """The last line of a command."""
+    return dict(json.loads(output.splitlines()[-1]))
+
+
+class TestCommands:
+    def test_capacity_and_goodput(self, tiny: None, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        pytest.importorskip("matplotlib")
+        assert cli.main(["capacity", "--jobs", "1", "--no-check", "--report", str(tmp_path)]) == 0
+        document = document_of(capsys.readouterr().out)
+        assert {"capacity_wisp", "capacity_vs_centralized", "capacity_vs_colocated_ci", "systems"} <= set(document)
+        page = (tmp_path / "capacity.html").read_text()
+        assert page.count("data:image/png;base64,") == 2
+        assert "http" not in page
+        assert (tmp_path / "capacity.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_goodput(
+        self, tiny: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("bench.sensitivity.SHORT", Timing(1.0, 0.2, 0.2))
+        monkeypatch.setattr(goodput, "variants", lambda cell: [replace(cell, profile=f"{DEFAULT}-additive")])
+        assert cli.main(["goodput", "--jobs", "1", "--quick", "--sensitivity"]) == 0
+        document = document_of(capsys.readouterr().out)
+        assert {"goodput_wisp", "goodput_vs_centralized", "capacity_vs_centralized", "curves"} <= set(document)
+        assert len(document["curves"]["wisp"]) == 1  # type: ignore[index]
+        assert {"goodput_vs_sled", "capacity_vs_centralized"} <= set(document["sensitivity"][0])  # type: ignore[index]
+
+    def test_a_matrix_goes_on_where_it_was(
+        self, tiny: None, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pytest.importorskip("matplotlib")
+        monkeypatch.setattr("bench.search.MOST_DEVICES", 2)
+        state = tmp_path / "state.jsonl"
+        options = ["matrix", "--drafts", "int8", "--jobs", "1", "--state", str(state)]
+        assert cli.main([*options, "--cells", "1"]) == 0
+        assert len(state.read_text().splitlines()) == 1
+        assert cli.main([*options, "--cells", "2", "--report", str(tmp_path)]) == 0
+        output = capsys.readouterr()
+        assert len(state.read_text().splitlines()) == 2
+        assert "matrix: 2/2" in output.err
+        document = document_of(output.out)
+        assert document["cells"] == 2
+        assert {"matrix_min", "capacity_vs_published_gm", "goodput_vs_sled_median"} <= set(document)
+        assert (tmp_path / "matrix.html").read_text().count("data:image/png;base64,") == 2
+
+    def test_plan(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("bench.search.MOST_DEVICES", 4)
+        monkeypatch.setattr(planner, "DRAFTS", ("int4", "int8"))
+        options = ["--devices", "2", "--tpot-ms", "120", "--seconds", "2", "--jobs", "1"]
+        assert cli.main(["plan", *options]) == 0
+        output = capsys.readouterr().out
+        assert "derived from published figures" in output
+        document = document_of(output)
+        assert document["fits"] is True
+        assert document["capacity"] >= 2  # type: ignore[operator]
+        assert {"change", "capacity", "attainment"} == set(document["changes"][0])  # type: ignore[index]
+
+    def test_plan_refuses_nonsense(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["plan", "--devices", "0", "--tpot-ms", "50"]) == 2
+        assert "above 0" in capsys.readouterr().err
+
+
+class TestCeilings:
+    def test_co_located_speculation_is_checked_against_the_analytic_gain(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("bench.search.MOST_DEVICES", 4)
+        monkeypatch.setattr(distance_check, "LENGTHS", (2,))
+        with Lab(1) as lab:
+            (row,) = distance_check.check(lab, replace(MIX, draft="int8"), Timing(2.5, 0.5, 0.2), 0, 4)
+        assert len(row) == len(distance_check.CHECK_COLUMNS)
+        assert row["analytic_gain"] == pytest.approx(1.0 + 2 * row["draft_step_ms"] / row["verify_ms"])
+        assert row["throughput_gain"] == pytest.approx(row["analytic_gain"], rel=0.05)
+
+    def test_no_system_exceeds_the_goodput_ceiling(self) -> None:
+        cell, timing = replace(MIX, draft="int8"), Timing(4.0, 1.0, 0.0)
+        ceiling = goodput_ceiling(cell, timing)
+        figures = simulate(WISP.settings[0].serve(cell.scenario(timing, 0), "int8").with_devices(12)).figures()
+        assert figures["throughput"] < ceiling
+        assert 1000.0 < ceiling < 2000.0
