@@ -89,6 +89,12 @@ ROWS = (
     Row("a decision of the controller", "controller", _of("{decision_us} us"), "<= 60 us"),
     Row("live, 40 ms round trip, one core each side, 8-bit draft: `free` against `sync`", "link",
         _of("{free_speedup} times"), ">= 1.3", " --quick"),
+    Row("batching strategy, two priorities: late requests with it / without", "plugin",
+        _of("{violation_ratio} ({violations_wisp} / {violations_plain})"), "<= 0.5", " --rounds 1 --seconds 15"),
+    Row("the same run: throughput; one queue: late requests; equal sizes: throughput", "plugin",
+        _of("{throughput_ratio}; {violation_ratio_fifo}; {throughput_ratio_equal}"), ">= 0.9; <= 1; >= 0.98",
+        " --rounds 1 --seconds 15"),
+    Row("a decision of the strategy", "plugin", _of("{decision_us} us"), "<= 2 us", " --rounds 1 --seconds 15"),
 )  # fmt: skip
 
 
