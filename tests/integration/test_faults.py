@@ -119,12 +119,13 @@ def test_generation_survives_a_kill_9_of_the_server(
     make_own_server: ServerFactory, judge: Judge, drafting: Callable[..., Drafting]
 ) -> None:
     """Restarted on its ports, the server knows nothing; the clients bring all it has to know."""
+    num_tokens = 72  # so many that the fastest session is not done when the slowest has begun
     server = make_own_server()
     server.start()
     server.wait_ready()
     cases = [(drafting("int8"), Mode.FREE), (drafting("int4", Mode.SYNC, 1), Mode.SYNC), (Drafting(), Mode.FREE)]
     sessions = [
-        Session.make(server.grpc_url, thin_open(prompt, 32, SAMPLED, mode), device)
+        Session.make(server.grpc_url, thin_open(prompt, num_tokens, SAMPLED, mode), device)
         for (device, mode), prompt in zip(cases, prompts(), strict=True)
     ]
     threads = [threading.Thread(target=session.run) for session in sessions]
@@ -141,7 +142,7 @@ def test_generation_survives_a_kill_9_of_the_server(
         session.client.close()
         assert session.state.stats.num_reopened >= 1
         assert session.state.status is Status.LENGTH
-        assert len(session.state.generated) == 32
+        assert len(session.state.generated) == num_tokens
         judge.check(prompt, session.state.generated, SAMPLED)
 
 
