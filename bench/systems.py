@@ -120,16 +120,16 @@ FULL: tuple[Kind, ...] = (
     _sled((4, 6, 8), (0.3, 0.6), ((16, 10.0), (64, 0.0), (8, 10.0))),
     _published((0.5, 0.3, 0.7), (96, 192)),
     SLO_CENTRAL,
-    _colocated((2, 1, 3, 4, 6), (96, 128)),
-    _fixed_edf((4, 2, 6, 8), (96, 192)),
+    _colocated((2, 1, 3, 4, 6), (192, 128, 256)),
+    _fixed_edf((4, 2, 6, 8), (96, 192, 256)),
 )
 FEW: tuple[Kind, ...] = (
     _centralized((96, 128)),
     _sled((4,), (0.3, 0.6), ((16, 10.0),)),
     _published((0.5, 0.3), ()),
     SLO_CENTRAL,
-    _colocated((2, 4), (96,)),
-    _fixed_edf((4, 2), (96,)),
+    _colocated((2, 4), (192,)),
+    _fixed_edf((4, 2), (96, 192)),
 )
 BASELINES = tuple(kind.name for kind in FULL)
 SYSTEMS = {kind.name: kind for kind in (*FULL, WISP, *ABLATIONS)}
