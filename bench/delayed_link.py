@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from edge_runtime.commit_inbox import CommitInbox
 from edge_runtime.transport import VerifyTransport
 from wisp_plugin.errors import TransportError, WispError
 from wisp_plugin.messages import Close, Commit, Draft, Open
@@ -62,7 +63,7 @@ class DelayedLink:
         self._way_s = rtt_s / 2
         self._jitter_s = jitter_s
         self._random = random.Random(seed)
-        self._inbox: queue.SimpleQueue[Commit | WispError | None] = queue.SimpleQueue()  # None: wake up
+        self._inbox = CommitInbox()
         self._up: DelayLine[Draft | Close] | None = None
         self._down: DelayLine[Commit | WispError] | None = None
         self._receiver: threading.Thread | None = None
@@ -76,7 +77,7 @@ class DelayedLink:
         self._end_threads()
         time.sleep(self._delay_s())
         self._inner.open(message)
-        inbox = self._inbox = queue.SimpleQueue()
+        inbox = self._inbox = CommitInbox()
         self._ended = threading.Event()
         self._up = DelayLine(self._delay_s, self._deliver_up)
         self._down = DelayLine(self._delay_s, inbox.put)
@@ -110,17 +111,11 @@ class DelayedLink:
 
     def receive(self, timeout_s: float) -> Commit | None:
         """See `VerifyTransport.receive`."""
-        try:
-            item = self._inbox.get(timeout=timeout_s) if timeout_s > 0 else self._inbox.get_nowait()
-        except queue.Empty:
-            return None
-        if isinstance(item, WispError):
-            raise item
-        return item
+        return self._inbox.take(timeout_s)
 
     def wake(self) -> None:
         """See `VerifyTransport.wake`."""
-        self._inbox.put(None)
+        self._inbox.wake()
 
     def close(self) -> None:
         """See `VerifyTransport.close`; what is still on its way is lost."""

@@ -12,26 +12,27 @@ counts from there. What may be late in truth is what leaves for the server: `lag
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
+import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import grpc
 
+from bench.arrivals import Arrivals
 from bench.commit_log import CommitLog, RecordingEvents
 from bench.load_tokens import session_seed
 from bench.load_wire import STREAM_METHOD, decode, encode
-from bench.sim_client import ClientSettings, SessionTokens, SimulatedClient
+from bench.sim_client import SimulatedClient
 from bench.simulator import Scenario
 from bench.workload import Device, SessionSpec
 from edge_runtime.transport import VERIFIER_MODEL
-from wisp_plugin.controller import SpeculationController
 from wisp_plugin.errors import RequestRefused, TransportError
 from wisp_plugin.messages import Close, Commit, Draft, Open, Sampling, Status
-from wisp_plugin.stop_rules import Fixed
 from wisp_plugin.wire import new_session_id
+
+log = logging.getLogger(__name__)
 
 STREAMS_PER_CONNECTION = 32
 _LOOK_S = 0.02  # the main task looks this often whether the run is over
@@ -131,16 +132,9 @@ class LiveWorld:
             grpc.aio.insecure_channel(url, options=[("grpc.use_local_subchannel_pool", 1)])
             for _ in range(-(-len(devices) // STREAMS_PER_CONNECTION))
         ]
-        self._settings = ClientSettings(
-            scenario.mode,
-            scenario.controller or (lambda: SpeculationController(Fixed(scenario.ahead))),
-            scenario.message_tokens,
-            scenario.warm_up_s,
-            scenario.duration_s,
-        )
+        self._settings = scenario.client_settings()
         self._devices = {device.index: device for device in devices}
-        self._specs: dict[int, Iterator[SessionSpec]] = {d.index: scenario.workload.sessions(d) for d in devices}
-        self._num_sources = len(devices)
+        self._arrivals = Arrivals(scenario.workload, devices, scenario.duration_s)
         self._sessions: dict[str, _Session] = {}
 
     async def run(self) -> None:
@@ -155,7 +149,7 @@ class LiveWorld:
             await self._leave()
 
     def _is_over(self) -> bool:
-        goes_on = self._num_sources and self.events.real_s < self.scenario.duration_s
+        goes_on = self._arrivals.num_sources and self.events.real_s < self.scenario.duration_s
         return not goes_on and not (self.scenario.drain and self._sessions)
 
     def _check(self) -> None:
@@ -173,8 +167,9 @@ class LiveWorld:
             _, pending = await asyncio.wait([session.task for session in left], timeout=_CLOSE_S)
             for task in pending:
                 task.cancel()
-            with contextlib.suppress(Exception):
-                await asyncio.gather(*(session.task for session in left), return_exceptions=True)
+            for ended in await asyncio.gather(*(session.task for session in left), return_exceptions=True):
+                if isinstance(ended, Exception):  # a cancelled one is none
+                    log.warning("a session that was closed at the end of the run failed: %s", ended)
         for channel in self._channels:
             await channel.close()
 
@@ -182,19 +177,17 @@ class LiveWorld:
 
     def _schedule_next(self, device_index: int) -> None:
         """The device's next session, at its time or now."""
-        spec = next(self._specs[device_index], None)
-        if spec is None:
-            self._num_sources -= 1
-            return
-        start_s = self.events.now_s + spec.think_s if spec.start_s is None else spec.start_s
-        if start_s < self.scenario.duration_s:
+        arrival = self._arrivals.next(device_index, self.events.now_s)
+        if arrival is not None:
+            start_s, spec = arrival
             self.events.schedule(start_s, self._start, spec)
 
     def _start(self, spec: SessionSpec) -> None:
         scenario = self.scenario
-        make = scenario.tokens or (lambda s: SessionTokens(scenario.seed, s, scenario.acceptance))
         device = self._devices[spec.device]
-        client = SimulatedClient(self.events, spec, device, make(spec), self._settings, self._submit, self._end)
+        client = SimulatedClient(
+            self.events, spec, device, scenario.tokens_of(spec), self._settings, self._submit, self._end
+        )
         self.clients.append(client)
         channel = self._channels[len(self.clients) % len(self._channels)]
         self._sessions[client.id] = _Session(self, client, channel, new_session_id())

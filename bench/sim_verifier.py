@@ -16,6 +16,7 @@ from bench.virtual_time import EventQueue
 from wisp_plugin.coupling import count_accepted
 from wisp_plugin.estimator import EMPTY_PASS, Costs, Estimator
 from wisp_plugin.kv_blocks import BlockPool
+from wisp_plugin.kv_pass import reserve
 from wisp_plugin.messages import PassItem, PassOutcome
 from wisp_plugin.server_session import ServerSession
 
@@ -70,10 +71,7 @@ class SimulatedVerifier:
         if self._events.now_s >= self._warm_up_s:
             self._count(items, expected_s - self._costs.predict(EMPTY_PASS + features), pass_s)
         self._count_drafts(items)
-        for item in items:
-            self.pool.truncate(item.session, item.num_cached)
-        for item in items:
-            self.pool.extend(item.session, len(item.tokens))
+        reserve(self.pool, items)
         self._events.advance(self._events.now_s + pass_s)
         return [self._choose(item) for item in items]
 

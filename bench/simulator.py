@@ -10,10 +10,11 @@ Only three things are modelled: the link (`Link`), the device's drafting (`Simul
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from bench.arrivals import Arrivals
 from bench.gpu_cost import A100_32G
 from bench.report import Progress
 from bench.sim_client import ClientSettings, DraftsAlong, SessionTokens, SimulatedClient, SimulationError
@@ -63,6 +64,20 @@ class Scenario:
     engine: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     colocated: Costs | None = None
+
+    def client_settings(self) -> ClientSettings:
+        """What all its devices have in common."""
+        return ClientSettings(
+            self.mode,
+            self.controller or (lambda: SpeculationController(Fixed(self.ahead))),
+            MESSAGE_TOKENS if self.colocated else self.message_tokens,
+            self.warm_up_s,
+            self.duration_s,
+        )
+
+    def tokens_of(self, spec: SessionSpec) -> DraftsAlong:
+        """What target and draft model say in a session."""
+        return self.tokens(spec) if self.tokens else SessionTokens(self.seed, spec, self.acceptance)
 
     def with_devices(self, num_devices: int) -> Scenario:
         """The same with another number of devices."""
@@ -133,23 +148,18 @@ class _World:
         self.verifier = SimulatedVerifier(timing, scenario.kv_tokens, record, self.events, self._clients)
         self._engine = build_engine(scenario, self.verifier, lambda: self.events.now_s)
         self.verifier.sessions = lambda: self._engine.scheduler.sessions
-        self._settings = ClientSettings(
-            scenario.mode,
-            scenario.controller or (lambda: SpeculationController(Fixed(scenario.ahead))),
-            MESSAGE_TOKENS if scenario.colocated else scenario.message_tokens,
-            scenario.warm_up_s,
-            scenario.duration_s,
-        )
+        self._settings = scenario.client_settings()
         self._devices = scenario.workload.devices()
-        self._specs: list[Iterator[SessionSpec]] = [scenario.workload.sessions(device) for device in self._devices]
-        self._num_sources = len(self._devices)  # those that have sessions left to start
+        self._arrivals = Arrivals(scenario.workload, self._devices, scenario.duration_s)
         for device in self._devices:
             self._schedule_next(device.index)
 
     def run(self) -> SimResult:
         """The engine's loop until the end of the run."""
         scenario, events, engine = self.scenario, self.events, self._engine
-        while (self._num_sources and events.now_s < scenario.duration_s) or (scenario.drain and self._num_active):
+        while (self._arrivals.num_sources and events.now_s < scenario.duration_s) or (
+            scenario.drain and self._num_active
+        ):
             if not engine.step():
                 self._advance_idle()
             if self.failures:
@@ -172,17 +182,14 @@ class _World:
 
     def _schedule_next(self, device_index: int) -> None:
         """The device's next session, at its time or now."""
-        spec = next(self._specs[device_index], None)
-        if spec is None:
-            self._num_sources -= 1
-            return
-        start_s = self.events.now_s + spec.think_s if spec.start_s is None else spec.start_s
-        if start_s < self.scenario.duration_s:
+        arrival = self._arrivals.next(device_index, self.events.now_s)
+        if arrival is not None:
+            start_s, spec = arrival
             self.events.schedule(start_s, self._start, spec)
 
     def _start(self, spec: SessionSpec) -> None:
         scenario = self.scenario
-        tokens = scenario.tokens(spec) if scenario.tokens else SessionTokens(scenario.seed, spec, scenario.acceptance)
+        tokens = scenario.tokens_of(spec)
         device = self._devices[spec.device]
         make_client = self._drafting.client if self._drafting else SimulatedClient
         client = make_client(self.events, spec, device, tokens, self._settings, self._submit, self._end)

@@ -83,9 +83,7 @@ class Samples:
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__slots__))
 
     @classmethod
-    def _of_text(
-        cls, text: TextTrace, base: float, rates: npt.NDArray[np.int8], rng: np.random.Generator
-    ) -> Samples:
+    def _of_text(cls, text: TextTrace, base: float, rates: npt.NDArray[np.int8], rng: np.random.Generator) -> Samples:
         agrees = text.agrees.tolist()
         padded = np.concatenate([rates, np.zeros((1, 2), np.int8)])  # tokens that were never counted are like the mean
         told = (padded[np.minimum(text.drafted, len(rates))] / RATE_SCALE).tolist()

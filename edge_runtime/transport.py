@@ -6,7 +6,6 @@ queue that one thread reads; another one may send meanwhile.
 
 from __future__ import annotations
 
-import queue
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import tritonclient.grpc as triton
 
+from edge_runtime.commit_inbox import CommitInbox
 from wisp_plugin.errors import ConfigError, RequestRefused, TransportError, WispError
 from wisp_plugin.messages import Close, Commit, Draft, Open
 from wisp_plugin.wire import UNAVAILABLE, decode_commit, encode_request
@@ -83,7 +83,7 @@ class GrpcStream:
         self._vocab_hash = vocab_hash
         self._keepalive_s = keepalive_s
         self._client: triton.InferenceServerClient | None = None
-        self._inbox: queue.SimpleQueue[Commit | WispError | None] = queue.SimpleQueue()  # None: wake up
+        self._inbox = CommitInbox()
 
     def open(self, message: Open) -> None:
         """See `VerifyTransport.open`."""
@@ -92,7 +92,7 @@ class GrpcStream:
         # The same tensor goes with every message: encode it once.
         self._session_input = as_input("SESSION", np.array([session.encode()], np.object_))
         # A fresh queue: whatever the old stream still delivers ends up in the old one.
-        inbox = self._inbox = queue.SimpleQueue()
+        inbox = self._inbox = CommitInbox()
         self._client = connect(self._server, self._tls, self._keepalive_s)
         check_ready(self._client, self._server, VERIFIER_MODEL)
         self._client.start_stream(callback=lambda result, error: inbox.put(_decode(session, result, error)))
@@ -117,17 +117,11 @@ class GrpcStream:
 
     def receive(self, timeout_s: float) -> Commit | None:
         """See `VerifyTransport.receive`."""
-        try:
-            item = self._inbox.get(timeout=timeout_s) if timeout_s > 0 else self._inbox.get_nowait()
-        except queue.Empty:
-            return None
-        if isinstance(item, WispError):
-            raise item
-        return item
+        return self._inbox.take(timeout_s)
 
     def wake(self) -> None:
         """See `VerifyTransport.wake`."""
-        self._inbox.put(None)
+        self._inbox.wake()
 
     def close(self) -> None:
         """See `VerifyTransport.close`.

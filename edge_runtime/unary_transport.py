@@ -6,7 +6,6 @@ server has forgotten (it restarted, or had to make room) is sent again from here
 
 from __future__ import annotations
 
-import queue
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc as triton
 
+from edge_runtime.commit_inbox import CommitInbox
 from edge_runtime.transport import PASSING, TlsFiles, as_input, check_ready, connect, one_line
 from wisp_plugin.errors import RequestRefused, TransportError, WispError
 from wisp_plugin.messages import Close, Commit, Draft, Mode, Open, Origin, Origins, Status, Tokens
@@ -38,8 +38,7 @@ class _Connection:
     parameters: dict[str, Parameter]
     tokens: Tokens  # committed, as far as this side knows
     num_known: int = 0  # of them, those that the server is taken to hold
-    # None: wake up
-    inbox: queue.SimpleQueue[Commit | WispError | None] = field(default_factory=queue.SimpleQueue)
+    inbox: CommitInbox = field(default_factory=CommitInbox)
     is_closed: bool = False
 
 
@@ -141,19 +140,13 @@ class UnaryTransport:
         here = self._connection
         if here is None:
             raise TransportError("the session is not open")
-        try:
-            item = here.inbox.get(timeout=timeout_s) if timeout_s > 0 else here.inbox.get_nowait()
-        except queue.Empty:
-            return None
-        if isinstance(item, WispError):
-            raise item
-        return item
+        return here.inbox.take(timeout_s)
 
     def wake(self) -> None:
         """See `VerifyTransport.wake`."""
         here = self._connection
         if here is not None:
-            here.inbox.put(None)
+            here.inbox.wake()
 
     def close(self) -> None:
         """See `VerifyTransport.close`. An answer that is still on its way comes to nothing."""

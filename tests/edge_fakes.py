@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from edge_runtime.client import EdgeClient, Patience
+from edge_runtime.commit_inbox import CommitInbox
 from tests.factories import make_open
 from wisp_plugin.controller import SpeculationController
 from wisp_plugin.edge_session import EdgeSession
@@ -27,7 +27,7 @@ class QueueTransport:
     """What the test puts into `inbox` arrives; everything that goes out is in `log`, in order."""
 
     def __init__(self) -> None:
-        self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.inbox = CommitInbox()
         self.log: list[Open | Draft | Close] = []
         self.opened = threading.Event()
         self.fail_sends = 0
@@ -44,16 +44,10 @@ class QueueTransport:
         self.log.append(message)
 
     def receive(self, timeout_s: float) -> Commit | None:
-        try:
-            event = self.inbox.get(timeout=timeout_s) if timeout_s > 0 else self.inbox.get_nowait()
-        except queue.Empty:
-            return None
-        if isinstance(event, Exception):
-            raise event
-        return event
+        return self.inbox.take(timeout_s)
 
     def wake(self) -> None:
-        self.inbox.put(None)
+        self.inbox.wake()
 
     def close(self) -> None:
         self.is_closed = True

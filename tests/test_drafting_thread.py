@@ -156,8 +156,13 @@ def test_what_the_drafter_raises_reaches_a_caller_who_gets_commits_all_the_time(
     positions = iter(range(3, 100_000))
 
     class Busy(QueueTransport):
+        is_woken = False
+
+        def wake(self) -> None:
+            self.is_woken = True
+
         def receive(self, timeout_s: float) -> Commit | None:
-            return make_commit(next(positions), 5) if self.inbox.empty() else self.inbox.get()
+            return None if self.is_woken else make_commit(next(positions), 5)
 
     client = make_client(BrokenDrafter(0.0), max_new_tokens=100_000, transport=Busy())
     with pytest.raises(ModelError, match="the graph is damaged"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import threading
-import time
 import types
 import weakref
 from typing import Any
@@ -33,6 +32,7 @@ class SlowReply:
         self.may_go = threading.Event()
         self.said: list[str] = []
         self.threads: set[str] = set()
+        self.spoke = threading.Condition()
         self._is_lost = is_lost
 
     def _say(self, word: str) -> None:
@@ -40,7 +40,9 @@ class SlowReply:
         self.threads.add(threading.current_thread().name)
         if self._is_lost:
             raise RuntimeError("the client is gone")
-        self.said.append(word)
+        with self.spoke:
+            self.said.append(word)
+            self.spoke.notify_all()
 
     def send(self, commit: Any) -> None:
         self._say(f"commit {commit.start}")
@@ -89,14 +91,13 @@ def test_a_client_that_is_not_reached_has_left() -> None:
     assert other.said == ["one line"]
 
 
-def test_a_flush_sends_and_a_closed_sender_answers_at_once() -> None:
+def test_a_closed_sender_answers_at_once() -> None:
     reply = SlowReply()
     reply.may_go.set()
     sender, later = make_sender(reply)
     later.send(make_commit(1, 1))
-    sender.flush()
-    assert reply.said == ["commit 1"]
     sender.close()
+    assert reply.said == ["commit 1"]
     later.fail("too late")
     assert reply.said == ["commit 1", "too late"]
 
@@ -129,9 +130,19 @@ def test_answers_wait_for_the_next_pass_but_not_for_long(monkeypatch: pytest.Mon
     sender.close()
 
 
+def test_without_a_next_pass_nothing_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("triton_models.reply_sender.PASS_S", 30.0)
+    reply = SlowReply()
+    reply.may_go.set()
+    sender, later = make_sender(reply)
+    sender.let_go()
+    later.finish()
+    assert wait_for(reply) == ["finish"]
+    sender.close()
+
+
 def wait_for(reply: SlowReply, num_answers: int = 1) -> list[str]:
-    """What was said, once it is so much."""
-    deadline_s = time.monotonic() + 10.0
-    while len(reply.said) < num_answers and time.monotonic() < deadline_s:
-        time.sleep(0.001)
+    """What was said, once it is so much, or after 10 s."""
+    with reply.spoke:
+        reply.spoke.wait_for(lambda: len(reply.said) >= num_answers, 10.0)
     return reply.said

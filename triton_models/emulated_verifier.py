@@ -23,9 +23,10 @@ from triton_models.emulated_text import VOCAB_SIZE, EmulatedText, HashText, Ring
 from wisp_plugin.config import VerifierConfig
 from wisp_plugin.coupling import count_accepted
 from wisp_plugin.draft_trace import DraftTrace
-from wisp_plugin.errors import CapacityError, ConfigError, ModelError
+from wisp_plugin.errors import ConfigError, ModelError
 from wisp_plugin.estimator import EMPTY_PASS, Estimator, item_features
 from wisp_plugin.kv_blocks import BlockPool
+from wisp_plugin.kv_pass import reserve
 from wisp_plugin.messages import PassItem, PassOutcome
 from wisp_plugin.profile import Profile, load_profile
 
@@ -107,7 +108,7 @@ class EmulatedVerifier:
             CapacityError: the KV memory cannot hold the pass, or holds less than an item counts on.
         """
         end_s = self._clock() + self.pass_s(items)
-        self._reserve(items)
+        reserve(self.pool, items)
         outcomes = [self._choose(item) for item in items]
         while (left_s := end_s - self._clock()) > 0.0:
             self._sleep(left_s)
@@ -124,22 +125,6 @@ class EmulatedVerifier:
         seconds = float(self._costs.predict(EMPTY_PASS + features))
         sigma = self._noise_sigma
         return seconds * (math.exp(sigma * self._random.standard_normal() - sigma**2 / 2) if sigma else 1.0)
-
-    def _reserve(self, items: Sequence[PassItem]) -> None:
-        """As the torch verifier: cut every session to its cached tokens and grow it to the pass, or grow none."""
-        if not items or len({item.session for item in items}) != len(items):
-            raise ValueError("a pass needs items, and a session takes part once")
-        for item in items:
-            held = self.pool.length(item.session)
-            if held < item.num_cached:
-                raise CapacityError(f"the plan counts on {item.num_cached} tokens of {item.session}, {held} are held")
-        for item in items:
-            self.pool.truncate(item.session, item.num_cached)
-        num_missing = sum(self.pool.num_missing(item.session, len(item.tokens)) for item in items)
-        if num_missing > self.pool.num_free:
-            raise CapacityError(f"the pass needs {num_missing} KV blocks, {self.pool.num_free} are free")
-        for item in items:
-            self.pool.extend(item.session, len(item.tokens))
 
     def _choose(self, item: PassItem) -> PassOutcome:
         first = item.first_choice_position

@@ -1,31 +1,30 @@
 """Answers that leave while the next pass runs already.
 
-To hand a response to tritonserver takes a round trip to its process, 0.1 to 1 ms: with a hundred sessions in a pass as
-long as a short pass. On a device of its own the target computes meanwhile, so the engine only queues answers, and some
-threads send them, those of one request in their order. They begin when the next pass has begun: before, they would only
-take the interpreter from the planning of that pass. Most of a round trip is waiting, so several at once are faster.
-Where the target computes on the cores that the sending needs, nothing is gained by all this.
+To hand a response to tritonserver takes a round trip to its process, 0.1 to 1 ms: with a hundred sessions in a pass
+as long as a short pass. On a device of its own the target computes meanwhile, so the engine only queues answers, and
+some threads send them, those of one request in their order. They begin when the next pass has begun: before, they
+would only take the interpreter from the planning of that pass. With nothing to run they leave at once. Most of a
+round trip is waiting, so several at once are faster. Where the target computes on the cores that the sending needs,
+nothing is gained by all this.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-import logging
 import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
 
+from wisp_plugin.answers import deliver
 from wisp_plugin.engine import Engine
 from wisp_plugin.messages import Close, Commit, Draft, Open, PassItem, PassOutcome
 from wisp_plugin.protocols import Reply, Verifier
 
 NUM_THREADS = 4
-PASS_S = 0.01  # limit of waiting for the next pass: there may be none
+PASS_S = 0.01  # limit of waiting for the next pass
 FLUSH_S = 3.0  # limit of waiting for what is queued when the engine has ended
-
-log = logging.getLogger(__name__)
 
 
 class _Line:
@@ -83,13 +82,9 @@ class ReplySender:
         """The same verifier, whose passes are noticed."""
         return _WatchedVerifier(verifier, self._in_pass)
 
-    def flush(self, limit_s: float = FLUSH_S) -> None:
-        """Return when what is queued has been sent, or after `limit_s`."""
-        end_s = time.monotonic() + limit_s
-        for line in self._lines:
-            sent = threading.Event()
-            line.put(sent.set)
-            sent.wait(max(0.0, end_s - time.monotonic()))
+    def let_go(self) -> None:
+        """No pass comes next: nothing is to be waited for."""
+        self._in_pass.set()
 
     def close(self, limit_s: float = FLUSH_S) -> None:
         """Send what is queued, for at most `limit_s`, and end; what is answered later is sent at once by who does."""
@@ -153,8 +148,5 @@ class _LaterReply:
         return self._has_left or self._reply.is_cancelled()
 
     def _try(self, answer: Callable[[], None]) -> None:
-        try:
-            answer()
-        except Exception as error:
-            log.warning("an answer did not reach its client: %s", error)
+        if not deliver(answer):
             self._has_left = True

@@ -16,8 +16,8 @@ from triton_models.target_model import TargetModel, forward, load_target
 from triton_models.torch_coupling import ChoiceRow, choose_tokens, chosen_logprobs
 from wisp_plugin.config import VerifierConfig
 from wisp_plugin.coupling import count_accepted
-from wisp_plugin.errors import CapacityError
 from wisp_plugin.kv_blocks import BlockPool
+from wisp_plugin.kv_pass import reserve
 from wisp_plugin.messages import PassItem, PassOutcome
 
 
@@ -113,22 +113,8 @@ class TorchVerifier:
         self.pool.remember(item.session, item.tokens[:num_kept])
 
     def _reserve(self, items: Sequence[PassItem]) -> None:
-        """Cut every session to its cached tokens and grow it to the pass. CapacityError before anything is grown.
-
-        A shared block that the pass goes on in is copied here, so that the pass writes only what is its own.
-        """
-        if not items or len({item.session for item in items}) != len(items):
-            raise ValueError("a pass needs items, and a session takes part once")
-        for item in items:
-            held = self.pool.length(item.session)
-            if held < item.num_cached:
-                raise CapacityError(f"the plan counts on {item.num_cached} tokens of {item.session}, {held} are held")
-        for item in items:
-            self.pool.truncate(item.session, item.num_cached)
-        num_missing = sum(self.pool.num_missing(item.session, len(item.tokens)) for item in items)
-        if num_missing > self.pool.num_free:
-            raise CapacityError(f"the pass needs {num_missing} KV blocks, {self.pool.num_free} are free")
-        copies = [copy for item in items for copy in self.pool.extend(item.session, len(item.tokens))]
+        """`kv_pass.reserve`; a shared block that the pass goes on in is copied, so that it writes only its own."""
+        copies = reserve(self.pool, items)
         try:
             self.cache.copy_blocks(copies)
         except BaseException:

@@ -117,8 +117,10 @@ def build_engine(
 ) -> Engine:
     """The engine with its collaborators; a `sender` is told when passes run."""
     scheduler = make_scheduler(config, verifier.pool, estimator)
-    passes = sender.watch(verifier) if sender else verifier
-    return Engine(scheduler, passes, config, on_failure=on_failure, trace=trace)
+    if sender is None:
+        return Engine(scheduler, verifier, config, on_failure=on_failure, trace=trace)
+    watched = sender.watch(verifier)
+    return Engine(scheduler, watched, config, on_failure=on_failure, trace=trace, on_idle=sender.let_go)
 
 
 def open_trace(config: EngineConfig) -> PassTrace | None:

@@ -50,13 +50,16 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         on_failure: Callable[[], None] = lambda: None,
         trace: PassTrace | None = None,
+        on_idle: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_failure` is called after all open requests were failed; `trace` takes every pass."""
+        """`on_failure` is called after all open requests were failed, `on_idle` at every turn with nothing to run;
+        `trace` takes every pass."""
         self.scheduler = scheduler
         self._verifier = verifier
         self._config = config
         self._clock = clock
         self._on_failure = on_failure
+        self._on_idle = on_idle
         self.telemetry = Telemetry(parse_slo_classes(config.slo_classes), trace)
         self._table = SessionTable(config.linger_s, max_detached=4 * config.max_sessions)
         self._inbox = Inbox(config.max_queued_messages, clock, lambda: self.telemetry.on_refused(BY_QUEUE))
@@ -126,6 +129,7 @@ class Engine:
         members = [self._table.find(item.session) for item in plan.items]
         record = self.telemetry.on_plan(plan, members, now_s, self._clock() - now_s)
         if not plan.items:
+            self._on_idle()
             return False
         outcomes, started_s, measured_s = self._run(plan)
         commits = self.scheduler.complete(plan, outcomes, started_s, measured_s)
