@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib.metadata
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,11 +26,10 @@ from bench.gpu_profile import DEFAULT, FOLDER, NORMS, derive
 from bench.pass_model import DTYPES, SHAPES, Shape, free_bytes
 from bench.report import finish, print_table
 from triton_models.profile_command import summary, table
-from triton_models.profile_origin import cpu_name
+from triton_models.profile_origin import fingerprint
 from triton_models.profiling import fit_profile, measure_sweep
 from triton_models.target_model import TargetModel, prepare, resolve_device
 from triton_models.torch_verifier import TorchVerifier
-from wisp_plugin import __version__
 from wisp_plugin.config import EngineConfig
 from wisp_plugin.errors import ConfigError
 from wisp_plugin.estimator import FEATURES
@@ -68,7 +66,7 @@ def main(args: argparse.Namespace) -> int:
     target = random_target(args.shape, args.layers, device, dtype, args.kv_tokens, args.seed)
     verifier = TorchVerifier(target, BlockPool(args.kv_tokens // _BLOCK_TOKENS, _BLOCK_TOKENS))
     sweep = measure_sweep(verifier, EngineConfig(), args.seconds, lambda line: print(line, file=sys.stderr, flush=True))
-    profile = fit_profile(sweep, fingerprint(target))
+    profile = fit_profile(sweep, fingerprint_of(target))
     path = args.output or profile_dir() / f"{args.shape}-{profile.fingerprint.device}.json".lower().replace(" ", "-")
     save_profile(profile, path)
     print(f"{table(sweep, profile)}\n\n{summary(profile)}\nwritten to {path.name}")
@@ -147,18 +145,11 @@ def _check_memory(shape: Shape, layers: int, device: torch.device, dtype: torch.
         )
 
 
-def fingerprint(target: TargetModel) -> Fingerprint:
+def fingerprint_of(target: TargetModel) -> Fingerprint:
     """What the profile is of: the configuration is the model."""
-    on_cpu = target.device.type == "cpu"
     config = target.model.config.to_json_string()
-    return Fingerprint(
-        model=target.source,
-        model_hash=hashlib.sha256(config.encode()).hexdigest()[:16],
-        dtype=str(target.dtype).removeprefix("torch."),
-        device=cpu_name() if on_cpu else torch.cuda.get_device_name(target.device),
-        num_threads=torch.get_num_threads() if on_cpu else 0,
-        versions={"wisp": __version__} | {n: importlib.metadata.version(n) for n in ("torch", "transformers")},
-    )
+    model_hash = hashlib.sha256(config.encode()).hexdigest()[:16]
+    return fingerprint(target.source, model_hash, str(target.dtype).removeprefix("torch."), str(target.device))
 
 
 def _derive(args: argparse.Namespace) -> int:

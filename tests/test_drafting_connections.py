@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pytest
 
+from edge_runtime.commit_inbox import CommitInbox
 from edge_runtime.drafting_thread import EdgeWork
 from tests.edge_fakes import (
     LOST,
@@ -123,7 +122,7 @@ def test_a_thin_client_has_no_thread() -> None:
 class QueueReply:
     """Answers of the engine, into a queue; an error to raise is in it like a commit."""
 
-    def __init__(self, inbox: queue.SimpleQueue[Any]) -> None:
+    def __init__(self, inbox: CommitInbox) -> None:
         self._inbox = inbox
         self.is_gone = False
 
@@ -153,7 +152,7 @@ class EngineTransport(QueueTransport):
     def open(self, message: Open) -> None:
         super().open(message)
         self._reply.is_gone = True
-        self.inbox = queue.SimpleQueue()
+        self.inbox = CommitInbox()
         self._reply = QueueReply(self.inbox)
         self._engine.submit(message, self._reply)
 

@@ -10,23 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from bench import lossless, lossless_distribution, lossless_rules, lossless_schedule
+from bench import lossless, lossless_rules
 from bench.live import ServerShare
 from bench.lossless_live import Cell, References, case_key, judge, run_all
 from bench.lossless_reference import Case, Difference, Reference, first_difference, torch_threads
 from bench.report import Progress
-from tests.factories import ids, make_open, session_id
-from tests.fakes import FakeVerifier, target_alone
-from tests.fakes import draft_token as fake_draft_token
-from tests.tiny_model import VOCAB_SIZE, hf_folder, target_logits
-from triton_models.target_model import load_target
-from triton_models.torch_verifier import TorchVerifier
+from tests.factories import ids
+from tests.fakes import target_alone
+from tests.tiny_model import hf_folder, target_logits
 from wisp_plugin.acceptance_model import shipped_model
-from wisp_plugin.config import EngineConfig, VerifierConfig
 from wisp_plugin.coupling import Float64s, choose_token
 from wisp_plugin.errors import ConfigError, TransportError
-from wisp_plugin.kv_blocks import BlockPool
-from wisp_plugin.messages import Mode, Open, PassItem, PassOutcome, Sampling, Tokens
+from wisp_plugin.messages import Mode, Sampling, Tokens
 from wisp_plugin.speculation import RULES, make_controller
 
 SAMPLED = Sampling(seed=3, temperature=0.8, top_p=0.95)
@@ -262,128 +257,6 @@ def test_a_mismatch_makes_the_exit_code_one(
 def test_options_out_of_range_are_refused_in_one_line(argv: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match="allowed"):
         lossless.checked(arguments(*argv))
-
-
-# -- fixed schedule ----------------------------------------------------------------------------------------------
-
-
-def tiny_opens() -> list[Open]:
-    rng = np.random.default_rng(1)
-    prompts = [rng.integers(2, VOCAB_SIZE, length).astype(np.int32) for length in (5, 130, 40, 9)]
-    groups = [[Case(i, prompt, sampling) for i, prompt in enumerate(prompts)] for sampling in (Sampling(), SAMPLED)]
-    return lossless_schedule.fixed_opens(groups, 6, 20, ())
-
-
-def half_right(opened: Open, tokens: Tokens) -> int:
-    """The target's token about every other time."""
-    token = choose_token(target_logits(tokens), opened.sampling, len(tokens), tokens)
-    return token if (token + len(tokens)) % 2 else (token + 1) % VOCAB_SIZE
-
-
-class Leaking(TorchVerifier):
-    """A verifier whose own token behind a rejection depends on the rejected draft token."""
-
-    def run(self, items: Sequence[PassItem]) -> list[PassOutcome]:
-        outcomes = super().run(items)
-        for item, outcome in zip(items, outcomes, strict=True):
-            draft = item.tokens[item.first_choice_position :]
-            if len(draft) and draft[0] != outcome.chosen[0]:
-                outcome.chosen[0] = draft[0] // 2
-        return outcomes
-
-
-@pytest.mark.parametrize("kind", [TorchVerifier, Leaking])
-def test_replay_without_drafts_is_equal_unless_the_verifier_leaks(kind: type[TorchVerifier]) -> None:
-    target = load_target(VerifierConfig(target=str(hf_folder()), device="cpu"))
-    verifiers = [kind(target, BlockPool(256, 4)) for _ in range(2)]
-    with torch_threads(1):
-        recorder, final = lossless_schedule.record(verifiers[0], tiny_opens(), half_right, 6, seed=0)
-        result = lossless_schedule.replay(verifiers[1], recorder, final, VOCAB_SIZE, seed=0)
-    assert any(item.is_prefill_chunk for one in recorder.passes for item in one.items)
-    assert all(item.logprobs for one in recorder.passes for item in one.items)
-    if kind is Leaking:
-        assert result.mismatches
-    else:
-        assert result.mismatches == ()
-        assert result.num_passes == len(recorder.passes)
-        assert result.num_choices == 6 * 20
-        assert result.num_replaced > 50
-
-
-def test_every_draft_token_that_was_not_committed_is_replaced() -> None:
-    item = PassItem(session_id(1), ids(1, 2, 3, 4, 5, 6, 4), 2, 4, Sampling())
-    final = ids(1, 2, 3, 4, 5, 0)  # 4 and 5 were accepted, 6 was not, the last one stands behind the end
-    for seed in range(50):
-        masked, num_kept = lossless_schedule.without_drafts(item, final, 7, np.random.default_rng(seed))
-        assert num_kept == 2
-        assert masked.tokens[:5].tolist() == [1, 2, 3, 4, 5]
-        assert masked.tokens[5] not in (6, 0)
-        assert masked.tokens[6] != 4
-        assert (masked.num_cached, masked.num_draft_tokens) == (2, 4)
-    assert item.tokens.tolist() == [1, 2, 3, 4, 5, 6, 4]
-
-
-def test_drive_commits_the_target_s_tokens_in_both_modes() -> None:
-    verifier = FakeVerifier(num_blocks=200)
-    engine = lossless_schedule.make_engine(verifier, verifier.pool, EngineConfig(max_pass_tokens=16))
-    opens = [
-        make_open(session=session_id(i), prompt=(1, 2, i), max_new_tokens=15, mode=(Mode.FREE, Mode.SYNC)[i % 2])
-        for i in range(4)
-    ]
-    chains = lossless_schedule.chains_of_random_length(
-        lambda opened, tokens: fake_draft_token(tokens), 4, np.random.default_rng(0)
-    )
-    final = lossless_schedule.drive(engine, opens, chains, opens_per_step=2)
-    assert {name: tokens.tolist() for name, tokens in final.items()} == {
-        opened.session: target_alone(opened.tokens, opened.end) for opened in opens
-    }
-
-
-# -- distribution ------------------------------------------------------------------------------------------------
-
-
-def test_chi_square_passes_the_right_distribution_and_fails_wrong_ones() -> None:
-    rng, exact = np.random.default_rng(0), np.array([0.5, 0.3, 0.1995, 0.0005, 0.0])
-    p_values = [lossless_distribution.chi_square_p(rng.multinomial(4000, exact), exact) for _ in range(300)]
-    assert min(p_values) > 1e-4
-    assert 0.4 < float(np.mean(p_values)) < 0.6  # p-values of a right sampler are uniform
-    shifted = np.array([0.45, 0.35, 0.1995, 0.0005, 0.0])
-    assert lossless_distribution.chi_square_p(rng.multinomial(4000, shifted), exact) < 1e-6
-    assert lossless_distribution.chi_square_p(np.array([2000, 1200, 797, 2, 1]), exact) == 0.0  # cannot be
-    with pytest.raises(ValueError, match="too few"):
-        lossless_distribution.chi_square_p(np.array([3, 2, 1, 0, 0]), exact)
-
-
-def test_probabilities_are_softmax_cut_to_the_nucleus() -> None:
-    logits = np.log(np.array([0.1, 0.5, 0.15, 0.25], np.float32))
-    plain = lossless_distribution.probabilities(logits, Sampling(temperature=1.0))
-    np.testing.assert_allclose(plain, [0.1, 0.5, 0.15, 0.25], rtol=1e-6)
-    cut = lossless_distribution.probabilities(logits, Sampling(temperature=1.0, top_p=0.7))
-    np.testing.assert_allclose(cut, [0.0, 2 / 3, 0.0, 1 / 3], rtol=1e-6)
-
-
-def test_served_tokens_follow_the_target_and_a_verifier_that_trusts_drafts_is_caught() -> None:
-    class Trusting(TorchVerifier):
-        def run(self, items: Sequence[PassItem]) -> list[PassOutcome]:
-            outcomes = super().run(items)
-            for item, outcome in zip(items, outcomes, strict=True):
-                outcome.chosen[: item.num_draft_tokens] = item.tokens[item.first_choice_position :]
-            return outcomes
-
-    model, sampling = lossless_distribution.random_model(1), lossless_distribution.SAMPLINGS["temperature 1"]
-    target = lossless_distribution.Table.of(model)
-    draft = lossless_distribution.Table.of(lossless_distribution.random_model(2))
-    right = lossless_distribution.small_verifier(model)
-    wrong = Trusting(right._target, BlockPool(512, 8))
-    least = {}
-    with torch_threads(1):
-        for name, verifier in (("right", right), ("wrong", wrong)):
-            pairs, acceptance = lossless_distribution.served_pairs(
-                verifier, verifier.pool, draft, sampling, 1000, Progress(1000, name)
-            )
-            least[name] = min(lossless_distribution.pair_test(pairs, target.pair_probabilities(sampling)).values())
-            assert 0.1 < acceptance < 0.9 or name == "wrong"
-    assert least["wrong"] < lossless_distribution.threshold() < least["right"]
 
 
 def test_torch_threads_are_given_back() -> None:

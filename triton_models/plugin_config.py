@@ -9,14 +9,12 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from wisp_plugin.errors import ConfigError
-from wisp_plugin.profile import load_profile
 
 BEGIN = "# -- WISP batching strategy: lines of `wisp-server install-plugin`, replaced by it --"
 END = "# -- end of WISP's lines --"
@@ -158,11 +156,6 @@ def advice(config: Any) -> list[str]:
             "add allow_ragged_batch: true to the input"
         )
     return lines
-
-
-def check_profile(path: Path) -> None:
-    """Refuse a file that is no profile. Raises ConfigError."""
-    load_profile(path)
 
 
 def _quoted(text: str) -> str:

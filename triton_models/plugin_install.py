@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from triton_models.artifacts import Progress
-from triton_models.plugin_config import PluginSettings, advice, check_profile, parse, with_plugin
+from triton_models.plugin_config import PluginSettings, advice, parse, with_plugin
 from wisp_plugin.errors import ConfigError
 from wisp_plugin.home import wisp_home
+from wisp_plugin.profile import load_profile
 
 LIBRARY = "batchstrategy.so"  # Triton looks for it under this name in the version's or the model's directory
 PROFILE = "wisp_profile.json"  # name that a profile gets in the model directory
@@ -71,7 +72,7 @@ def install(options: InstallOptions, progress: Progress) -> str:
     before = config_path.read_text(encoding="utf-8")
     settings = options.settings
     if options.profile is not None:
-        check_profile(options.profile)
+        load_profile(options.profile)  # refuses what is none
         settings = replace(settings, profile=PROFILE)
     after, block = with_plugin(before, settings)
     target = _version_dir(options.model_dir, options.version) / LIBRARY

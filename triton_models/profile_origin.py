@@ -33,12 +33,18 @@ class Origin(TypedDict):
 def fingerprint_of(verifier: TorchVerifier) -> Fingerprint:
     """What a profile must be of to hold for `verifier`."""
     source = verifier.target_dir
-    on_cpu = verifier.device_name == "cpu"
+    model = Path(source).name if Path(source).is_dir() else source
+    return fingerprint(model, model_hash(source), verifier.dtype_name, verifier.device_name)
+
+
+def fingerprint(model: str, model_hash: str, dtype: str, device: str) -> Fingerprint:
+    """Of a model on `device` (cpu, cuda or cuda:N), with this machine's threads and versions."""
+    on_cpu = device == "cpu"
     return Fingerprint(
-        model=Path(source).name if Path(source).is_dir() else source,
-        model_hash=model_hash(source),
-        dtype=verifier.dtype_name,
-        device=cpu_name() if on_cpu else torch.cuda.get_device_name(verifier.device_name),
+        model=model,
+        model_hash=model_hash,
+        dtype=dtype,
+        device=cpu_name() if on_cpu else torch.cuda.get_device_name(device),
         num_threads=torch.get_num_threads() if on_cpu else 0,
         versions={"wisp": __version__} | {name: importlib.metadata.version(name) for name in _PACKAGES},
     )

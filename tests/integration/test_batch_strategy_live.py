@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -46,6 +47,7 @@ parameters {{ key: "{key}", value: {{ string_value: "{value}" }} }}
 parameters {{ key: "WISP_TOKENS_INPUT", value: {{ string_value: "TOKENS" }} }}
 """
 MODEL = f"""
+import pathlib
 import time
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -54,6 +56,7 @@ class TritonPythonModel:
     def execute(self, requests):
         tokens = [pb_utils.get_input_tensor_by_name(request, "TOKENS").as_numpy() for request in requests]
         if any(row.ravel()[0] < 0 for row in tokens):
+            pathlib.Path(__file__).with_name("busy").touch()
             time.sleep({BUSY_S})
         size = np.array([[len(requests)]], np.int32)
         return [pb_utils.InferenceResponse([pb_utils.Tensor("BATCH", size)]) for _ in requests]
@@ -91,6 +94,13 @@ def counting(library: Path, tmp_path: Path, make_own_server: ServerFactory) -> I
         yield server
 
 
+def num_queued(server: ServerProcess) -> int:
+    """Requests that wait for the instance of `counter`."""
+    page = urllib.request.urlopen(server.metrics_url, timeout=10).read().decode()
+    found = re.search(r'^nv_inference_pending_request_count{model="counter",version="1"} (\d+)', page, re.MULTILINE)
+    return int(found[1]) if found else -1
+
+
 def send(client: triton.InferenceServerClient, tokens: list[int], **parameters: int) -> Future[int]:
     """Send one request; the future holds the number of requests in its batch."""
     answer: Future[int] = Future()
@@ -104,16 +114,22 @@ def send(client: triton.InferenceServerClient, tokens: list[int], **parameters: 
             answer.set_result(int(result.as_numpy("BATCH")[0, 0]))
 
     client.async_infer("counter", [tensor], done, parameters=parameters)
-    time.sleep(0.03)  # the order of arrival is that of sending
     return answer
 
 
-def batch_sizes(client: triton.InferenceServerClient, slack_s: float) -> list[int]:
+def batch_sizes(
+    server: ServerProcess, repository: Path, client: triton.InferenceServerClient, slack_s: float
+) -> list[int]:
     """Three small requests with a deadline and one of 3 s wait for the instance: the batch sizes that they see."""
+    is_busy = repository / "counter" / "1" / "busy"
+    is_busy.unlink(missing_ok=True)
     busy = send(client, [-1])
+    wait_until(is_busy.exists, 10.0)
     deadline_us = int((time.time() + BUSY_S + slack_s) * 1e6)
-    answers = [send(client, [1], wisp_deadline_us=deadline_us) for _ in range(3)]
-    answers.append(send(client, [1] * 3000))
+    answers = []
+    for number, tokens in enumerate(([1], [1], [1], [1] * 3000), 1):  # each behind the one before
+        answers.append(send(client, tokens, **({"wisp_deadline_us": deadline_us} if number < 4 else {})))
+        wait_until(lambda n=number: num_queued(server) == n, BUSY_S)
     assert busy.result(20) == 1
     return [answer.result(20) for answer in answers]
 
@@ -128,15 +144,15 @@ def control(server: ServerProcess, model: str, action: str) -> str:
     return ""
 
 
-def test_the_strategy_in_a_real_server(counting: ServerProcess) -> None:
+def test_the_strategy_in_a_real_server(counting: ServerProcess, tmp_path: Path) -> None:
     with triton.InferenceServerClient(counting.grpc_url) as client:
-        assert batch_sizes(client, slack_s=1.0) == [3, 3, 3, 1]
-        assert batch_sizes(client, slack_s=60.0) == [4, 4, 4, 4]
+        assert batch_sizes(counting, tmp_path / "models", client, slack_s=1.0) == [3, 3, 3, 1]
+        assert batch_sizes(counting, tmp_path / "models", client, slack_s=60.0) == [4, 4, 4, 4]
         assert "Loading custom batching strategy library" in counting.log_path.read_text()
         # The rest on the same server, because starting one takes longer than all of this.
         assert 'parameter "WISP_PROFIL" is unknown; allowed: WISP_PROFILE, ' in control(counting, "broken", "load")
         assert control(counting, "counter", "unload") == ""
         wait_until(lambda: not client.is_model_ready("counter"), 10.0)
         assert control(counting, "counter", "load") == ""
-        assert batch_sizes(client, slack_s=1.0) == [3, 3, 3, 1]
+        assert batch_sizes(counting, tmp_path / "models", client, slack_s=1.0) == [3, 3, 3, 1]
     assert counting.running
