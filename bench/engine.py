@@ -38,6 +38,7 @@ _SAMPLED = Sampling(seed=1, temperature=1.0)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `wisp-bench engine`."""
     parser.add_argument("--target", default="default", help="Hugging Face id or folder (default: the embedded model)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N [%(default)s]")
     parser.add_argument("--rounds", type=int, default=15, help="repetitions of every measurement; medians are shown")
     parser.add_argument("--seed", type=int, default=0, help="of the contexts and lengths of the mixed pass")
     parser.add_argument("--quick", action="store_true", help="5 repetitions")
@@ -50,14 +51,15 @@ def main(args: argparse.Namespace) -> int:
         args.rounds = 5
     figures = run(args)
     missed = report.check_targets(figures, TARGETS)
-    config = {"target": args.target, "rounds": args.rounds, "threads": torch.get_num_threads(), "dtype": "float32"}
+    config = {"target": args.target, "device": args.device, "rounds": args.rounds}
+    config |= {"threads": torch.get_num_threads(), "dtype": "float32"}
     report.finish("engine", {**figures, "missed": missed}, config, args.seed)
     return 1 if any("max_abs_logit_diff" in line for line in missed) else 0
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure everything, print the tables, return the figures."""
-    config = VerifierConfig(target=args.target, device="cpu", dtype="float32", num_threads=args.threads)
+    config = VerifierConfig(target=args.target, device=args.device, dtype="float32", num_threads=args.threads)
     verifier = load_verifier(config)
     items = mixed_batch(verifier, args.seed)
     for item in items:
@@ -116,7 +118,8 @@ def padded_batch(model: PreTrainedModel, items: Sequence[PassItem]) -> PaddedBat
     caches = []
     for b, item in enumerate(items):
         tokens = torch.from_numpy(item.tokens.astype(np.int64))
-        caches.append(model(input_ids=tokens[None, : item.num_cached], use_cache=True).past_key_values)
+        prefix = tokens[None, : item.num_cached].to(model.device)
+        caches.append(model(input_ids=prefix, use_cache=True).past_key_values)
         ids[b, : item.num_new_tokens] = tokens[item.num_cached :]
         mask[b, num_cached - item.num_cached : num_cached + item.num_new_tokens] = 1
     positions = torch.tensor([item.num_cached for item in items])[:, None] + torch.arange(num_new)
@@ -125,7 +128,8 @@ def padded_batch(model: PreTrainedModel, items: Sequence[PassItem]) -> PaddedBat
         keys = torch.cat([_left_pad(own.layers[layer].keys, num_cached) for own in caches])
         values = torch.cat([_left_pad(own.layers[layer].values, num_cached) for own in caches])
         cache.update(keys, values, layer)
-    return PaddedBatch(ids, positions, mask, cache)
+    moved = [part.to(model.device) for part in (ids, positions, mask)]
+    return PaddedBatch(*moved, cache)
 
 
 def _left_pad(part: torch.Tensor, length: int) -> torch.Tensor:
@@ -137,7 +141,7 @@ def _left_pad(part: torch.Tensor, length: int) -> torch.Tensor:
 def measure_packing(verifier: TorchVerifier, items: Sequence[PassItem], rounds: int) -> dict[str, Any]:
     """Packed against padded, alternately; and how far their logits are apart."""
     plain, tuned = (_plain_model(verifier) for _ in range(2))
-    if can_pack(torch.float32):
+    if verifier.device_name == "cpu" and can_pack(torch.float32):
         pack_linears(tuned)
     batch = padded_batch(plain, items)
     expected = batch.forward(plain)
@@ -211,9 +215,12 @@ def measure_shares(
     """Shares of the mixed pass by the profiler; `other` is norms, rotary embedding, activation, indices and Python."""
     fresh = PassItem(items[0].session, items[0].tokens[: items[0].num_cached], 0, 0, _SAMPLED, is_prefill_chunk=True)
     verifier.run([fresh])  # its KV was given up for the pass sizes
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    on_cpu = verifier.device_name == "cpu"
+    kinds = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[kinds.CPU] if on_cpu else [kinds.CPU, kinds.CUDA]) as profile:
         profiled_ms = _time_ms(lambda: verifier.compute_logits(items))
-    events = {event.key: event.cpu_time_total / 1000 for event in profile.key_averages()}
+    own_us = "cpu_time_total" if on_cpu else "device_time_total"
+    events = {event.key: getattr(event, own_us) / 1000 for event in profile.key_averages()}
     attention = events.get("aten::scaled_dot_product_attention", 0.0) / profiled_ms
     linear = sum(events.get(name, 0.0) for name in ("mkldnn::_linear_pointwise", "aten::linear")) / profiled_ms
     choice_ms = choice_ms_per_row * sum(item.num_choices for item in items)
@@ -228,7 +235,7 @@ def _plain_model(verifier: TorchVerifier) -> PreTrainedModel:
     """The target as transformers gives it."""
     return AutoModelForCausalLM.from_pretrained(
         verifier.target_dir, dtype=torch.float32, attn_implementation="sdpa"
-    ).eval()
+    ).to(verifier.device_name).eval()
 
 
 def _medians(fns: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
@@ -240,4 +247,6 @@ def _medians(fns: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, f
 def _time_ms(fn: Callable[[], object]) -> float:
     start_s = time.perf_counter()
     fn()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()  # a forward returns before it is done
     return (time.perf_counter() - start_s) * 1000

@@ -48,7 +48,7 @@ from edge_runtime.tokenizer import Tokenizer
 from edge_runtime.transport import VERIFIER_MODEL, GrpcStream
 from edge_runtime.unary_transport import UNARY_MODEL, UnaryTransport
 from triton_models.launcher import make_server
-from triton_models.target_model import load_target
+from triton_models.target_model import load_target, resolve_device
 from triton_models.torch_verifier import TorchVerifier
 from wisp_plugin.acceptance_model import shipped_model
 from wisp_plugin.config import VerifierConfig
@@ -75,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--drafts", default="int8,int4", help="draft graphs, by commas [%(default)s]")
     parser.add_argument("--modes", help="modes, by commas [free,sync; with --transport unary: sync]")
     parser.add_argument("--transport", choices=list(TRANSPORTS), default="stream", help="[%(default)s]")
+    parser.add_argument("--device", default="cpu", help="of the target: cpu, cuda, cuda:N [%(default)s]")
     parser.add_argument("--sessions", type=int, default=6, metavar="N", help="at once [%(default)s]")
     parser.add_argument(
         "--distribution-seeds", type=int, metavar="N", help=f"per test [{_FULL['distribution_seeds']}]"
@@ -99,7 +100,7 @@ def checked(args: argparse.Namespace) -> dict[str, Any]:
     config = {name: value if getattr(args, name) is None else getattr(args, name) for name, value in sizes.items()}
     modes = ("sync" if args.transport == "unary" else "free,sync") if args.modes is None else args.modes
     config |= {"sessions": args.sessions, "drafts": args.drafts.split(","), "modes": modes.split(",")}
-    config["transport"] = args.transport
+    config |= {"transport": args.transport, "device": str(resolve_device(args.device))}
     for name, (low, high) in _LIMITS.items():
         if not low <= config[name] <= high:
             raise ConfigError(f"--{name} is {config[name]}; allowed: {low} to {high}")
@@ -125,7 +126,7 @@ def run(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
         figures |= fixed_schedule(cases, tokenizer, config)
         gc.collect()  # the target's weights, before the reference loads its own
         figures |= distributions(config["distribution_seeds"])
-    refs = references(cases, config["tokens"], tokenizer.eos_token_ids)
+    refs = references(cases, config["tokens"], tokenizer.eos_token_ids, torch.device(config["device"]))
     figures |= live(refs, tokenizer, config)
     num_rule_sessions = sum(len(RULE_CASES[Mode(mode)]) for mode in config["modes"]) * 2 * config["rule_prompts"]
     num_sessions = len(config["drafts"]) * len(config["modes"]) * sum(map(len, cases.values())) + num_rule_sessions
@@ -160,18 +161,20 @@ def make_cases(tokenizer: Tokenizer, num_prompts: int, num_seeds: int) -> dict[s
     }
 
 
-def references(cases: dict[str, list[Case]], max_new_tokens: int, eos_token_ids: tuple[int, ...]) -> References:
+def references(
+    cases: dict[str, list[Case]], max_new_tokens: int, eos_token_ids: tuple[int, ...], device: torch.device
+) -> References:
     """What the target alone generates in every case.
 
-    One case per core, each with one thread: on a busy machine several threads of one small forward wait for each
-    other most of the time.
+    On a CPU one case per core, each with one thread: on a busy machine several threads of one small forward wait for
+    each other most of the time.
     """
-    reference = Reference(default_target_dir(), max_new_tokens, eos_token_ids)
+    reference = Reference(default_target_dir(), max_new_tokens, eos_token_ids, device)
     every = [case for group in cases.values() for case in group]
     expected = {}
-    num_cores = torch.get_num_threads()
+    num_at_once = torch.get_num_threads() if device.type == "cpu" else 1
     progress = Progress(len(every), "references by transformers")
-    with torch_threads(1), ThreadPoolExecutor(num_cores) as pool, progress:
+    with torch_threads(1), ThreadPoolExecutor(num_at_once) as pool, progress:
         for case, tokens in zip(every, pool.map(reference.generate, every), strict=True):
             expected[case_key(case)] = tokens
             progress.step()
@@ -184,7 +187,7 @@ def live(refs: References, tokenizer: Tokenizer, config: dict[str, Any]) -> dict
     shares: dict[str, ServerShare] = {}
     modes = [Mode(mode) for mode in config["modes"]]
     model, connect = TRANSPORTS[config["transport"]]
-    with make_server(models=[model], settings={"dtype": "float32", "device": "cpu"}) as server:
+    with make_server(models=[model], settings={"dtype": "float32", "device": config["device"]}) as server:
         for draft in config["drafts"]:
             by_default = partial(make_controller, AUTO, model=shipped_model(draft))
             run_one = on_server(server, config["tokens"], tokenizer.eos_token_ids, by_default, connect)
@@ -201,7 +204,7 @@ def live(refs: References, tokenizer: Tokenizer, config: dict[str, Any]) -> dict
 
 def fixed_schedule(cases: dict[str, list[Case]], tokenizer: Tokenizer, config: dict[str, Any]) -> dict[str, Any]:
     """The part `schedule`, with the last (weakest) of the draft graphs."""
-    target = load_target(VerifierConfig(device="cpu", dtype="float32"))
+    target = load_target(VerifierConfig(device=config["device"], dtype="float32"))
     opens = schedule.fixed_opens(list(cases.values()), config["sessions"], config["tokens"], tokenizer.eos_token_ids)
     drafters = load_drafters(config["drafts"][-1], len(opens))
     own = dict(zip([opened.session for opened in opens], drafters, strict=True))

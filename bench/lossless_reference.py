@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from wisp_plugin.coupling import Float64s, choose_token, final_scores
 from wisp_plugin.messages import Sampling, Tokens
 
+_CPU = torch.device("cpu")
 TIE_GAP = 1e-3  # in final scores of an fp32 target (DESIGN.md section 3)
 
 
@@ -78,10 +79,13 @@ def torch_threads(num_threads: int) -> Iterator[None]:
 class Reference:
     """The target alone."""
 
-    def __init__(self, folder: Path, max_new_tokens: int, eos_token_ids: Sequence[int]) -> None:
+    def __init__(
+        self, folder: Path, max_new_tokens: int, eos_token_ids: Sequence[int], device: torch.device = _CPU
+    ) -> None:
         """`folder` is a Hugging Face folder of the target. A generation ends behind an EOS or at `max_new_tokens`."""
-        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
-        self._model.eval()
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+        self._model = model.to(device).eval()
+        self._device = device
         self._max_new_tokens = max_new_tokens
         self._eos_token_ids = list(eos_token_ids)
 
@@ -91,7 +95,7 @@ class Reference:
 
     @torch.inference_mode()
     def _generate_greedy(self, case: Case) -> Tokens:
-        ids = torch.from_numpy(case.prompt.astype(np.int64))[None]
+        ids = self._row(case.prompt)
         output = self._model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
@@ -100,15 +104,15 @@ class Reference:
             eos_token_id=self._eos_token_ids or None,
             pad_token_id=0,
         )
-        return output[0, len(case.prompt) :].numpy().astype(np.int32)
+        return output[0, len(case.prompt) :].cpu().numpy().astype(np.int32)
 
     @torch.inference_mode()
     def _generate_coupled(self, case: Case) -> Tokens:
         tokens, cache = case.prompt, DynamicCache(config=self._model.config)
         for _ in range(self._max_new_tokens):
-            uncached = torch.from_numpy(tokens[cache.get_seq_length() :].astype(np.int64))[None]
-            logits = self._model(input_ids=uncached, past_key_values=cache, use_cache=True).logits[0, -1].numpy()
-            token = choose_token(logits, case.sampling, len(tokens), tokens)
+            uncached = self._row(tokens[cache.get_seq_length() :])
+            logits = self._model(input_ids=uncached, past_key_values=cache, use_cache=True).logits[0, -1]
+            token = choose_token(logits.cpu().numpy(), case.sampling, len(tokens), tokens)
             tokens = np.append(tokens, np.int32(token))
             if token in self._eos_token_ids:
                 break
@@ -118,9 +122,12 @@ class Reference:
     def scores(self, case: Case, generated: Tokens) -> Float64s:
         """Final scores of all tokens behind the prompt and `generated`, float64 `[V]`."""
         tokens = np.concatenate([case.prompt, generated])
-        ids = torch.from_numpy(tokens.astype(np.int64))[None]
-        logits = self._model(input_ids=ids, use_cache=False).logits[0, -1].numpy()
-        return final_scores(logits, case.sampling, len(tokens), tokens)
+        logits = self._model(input_ids=self._row(tokens), use_cache=False).logits[0, -1]
+        return final_scores(logits.cpu().numpy(), case.sampling, len(tokens), tokens)
+
+    def _row(self, tokens: Tokens) -> torch.Tensor:
+        """A batch of one, int64 `[1, T]` on the model's device."""
+        return torch.from_numpy(tokens.astype(np.int64))[None].to(self._device)
 
 
 def first_difference(

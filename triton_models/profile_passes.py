@@ -19,7 +19,9 @@ from wisp_plugin.estimator import EMPTY_PASS, Floats, item_features
 from wisp_plugin.messages import PassItem, Sampling
 
 _NUM_RANDOM = 24
-_MAX_SESSIONS, _MAX_CONTEXT, _MAX_DRAFTS = 16, 2048, 8  # the lines go on beyond
+_MAX_CONTEXT, _MAX_DRAFTS = 2048, 8  # the lines go on beyond
+_SESSIONS_ON_CPU, _SESSIONS = (1, 8, 16), (1, 8, 32, 128)  # an accelerator serves more at once
+_ROUNDING = 32  # tokens of a session that its last block of KV may waste
 _CHUNKS, _LARGEST_CHUNK = (32, 128), 512
 _SAMPLING = (Sampling(seed=1, temperature=1.0), Sampling())
 
@@ -36,51 +38,69 @@ class Member:
 Cell = tuple[Member, ...]  # one pass
 
 
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """What a pass may hold."""
+
+    window: int  # tokens of a session
+    free_tokens: int  # of all sessions
+    new_tokens: int
+    sessions: int
+
+
 def sweep_cells(verifier: TorchVerifier, config: EngineConfig) -> list[Cell]:
     """Passes that cover what free KV memory, context window and `config` allow; equal for equal limits."""
     pool = verifier.pool
-    window = min(verifier.max_context_tokens, _MAX_CONTEXT, pool.num_free * pool.block_tokens)
-    most_sessions = min(config.max_pass_sessions, _MAX_SESSIONS)
+    free_tokens = pool.num_free * pool.block_tokens
+    window = min(verifier.max_context_tokens, _MAX_CONTEXT, free_tokens)
+    largest = _SESSIONS_ON_CPU[-1] if verifier.device_name == "cpu" else _SESSIONS[-1]
+    limits = _Limits(window, free_tokens, config.max_pass_tokens, min(config.max_pass_sessions, largest))
     random = np.random.default_rng(0)
-    cells = _corners(window, most_sessions) + _chunks(window, config.max_pass_tokens)
-    cells += [_random_cell(random, window, most_sessions, config.max_pass_tokens) for _ in range(_NUM_RANDOM)]
+    cells = _corners(limits, _SESSIONS_ON_CPU if verifier.device_name == "cpu" else _SESSIONS) + _chunks(limits)
+    cells += [_random_cell(random, limits) for _ in range(_NUM_RANDOM)]
 
     def fits(cell: Cell) -> bool:
         tokens = [member.num_cached + member.num_new for member in cell]
         num_blocks = sum(map(pool.num_blocks_for, tokens))
-        return num_blocks <= pool.num_free and max(tokens) <= window and num_new_tokens(cell) <= config.max_pass_tokens
+        return num_blocks <= pool.num_free and max(tokens) <= window and num_new_tokens(cell) <= limits.new_tokens
 
     return [cell for cell in dict.fromkeys(cells) if fits(cell)]
 
 
-def _corners(window: int, most_sessions: int) -> list[Cell]:
-    """Equal sessions: few and many, fresh and long, decoding and verifying."""
+def _corners(limits: _Limits, counts: tuple[int, ...]) -> list[Cell]:
+    """Equal sessions: few and many, fresh and as long as memory allows, decoding and verifying."""
     cells = []
-    for num_sessions in sorted({1, min(8, most_sessions), most_sessions}):
-        for num_cached in (16, window // 2):
-            for num_drafts in (0, _MAX_DRAFTS):
-                cells.append((Member(num_cached, num_drafts + 1, num_drafts + 1),) * num_sessions)
+    for num_sessions in sorted({min(count, limits.sessions) for count in counts}):
+        num_drafts = min(_MAX_DRAFTS, limits.new_tokens // num_sessions - 1)
+        longest = min(limits.window // 2, limits.free_tokens // num_sessions - _ROUNDING - num_drafts - 1)
+        for num_cached in (16, longest):
+            for num_new in (1, 1 + num_drafts):
+                if num_cached > 0 < num_new:
+                    cells.append((Member(num_cached, num_new, num_new),) * num_sessions)
     return cells
 
 
-def _chunks(window: int, most_tokens: int) -> list[Cell]:
+def _chunks(limits: _Limits) -> list[Cell]:
     """Prefill of one session: chunks at the beginning, behind a long prefix, and beside decoding sessions."""
-    cells: list[Cell] = [(Member(0, min(_LARGEST_CHUNK, window, most_tokens), 0),)]
+    window = limits.window
+    cells: list[Cell] = [(Member(0, min(_LARGEST_CHUNK, window, limits.new_tokens), 0),)]
     for size in _CHUNKS:
         chunk, behind = Member(0, size, 0), Member(max(0, window - size), size, 0)
         cells += [(chunk,), (behind,), (chunk, *(Member(window // 4, 1, 1),) * 4)]
     return cells
 
 
-def _random_cell(random: np.random.Generator, window: int, most_sessions: int, most_tokens: int) -> Cell:
+def _random_cell(random: np.random.Generator, limits: _Limits) -> Cell:
     """A ragged pass; one in four carries a chunk of prefill too."""
-    num_sessions = round(float(np.exp(random.uniform(0, np.log(most_sessions)))))
-    cached = np.exp(random.uniform(np.log(16), np.log(max(17, window - _MAX_DRAFTS - 1)), num_sessions)).astype(int)
-    new = random.integers(1, _MAX_DRAFTS + 2, num_sessions)
+    num_sessions = round(float(np.exp(random.uniform(0, np.log(limits.sessions)))))
+    # Twice the mean that memory allows: lengths are uniform in their logarithm, so their mean lies far below the half.
+    longest = max(17, min(limits.window - _MAX_DRAFTS - 1, 2 * limits.free_tokens // num_sessions))
+    cached = np.exp(random.uniform(np.log(16), np.log(longest), num_sessions)).astype(int)
+    new = random.integers(1, min(_MAX_DRAFTS, 2 * limits.new_tokens // num_sessions) + 2, num_sessions)
     members = [Member(c, n, n) for c, n in zip(cached.tolist(), new.tolist(), strict=True)]
     if random.random() < 0.25:
-        size = round(float(np.exp(random.uniform(np.log(8), np.log(max(9, min(most_tokens, window) // 2))))))
-        members[0] = Member(0, size, 0)
+        largest = max(9, min(limits.new_tokens, limits.window) // 2)
+        members[0] = Member(0, round(float(np.exp(random.uniform(np.log(8), np.log(largest))))), 0)
     return tuple(members)
 
 
