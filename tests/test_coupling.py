@@ -24,6 +24,7 @@ from triton_models.torch_coupling import (
     chosen_logprobs,
     device_hash,
     keep_top_p,
+    noise_keys,
 )
 from wisp_plugin import coupling
 from wisp_plugin.errors import InvalidRequest, ModelError
@@ -132,7 +133,8 @@ def test_hash_equals_reference(seed: int, position: int, tokens: list[int]) -> N
 def test_hash_and_noise_of_a_vocabulary_in_numpy_and_torch(seed: int, position: int, vocab_size: int) -> None:
     hashes = coupling.noise_hash(seed, position, np.arange(vocab_size))
     rows = [ChoiceRow(Sampling(seed=seed, temperature=1.0), at, NO_CONTEXT) for at in (position, position + 1)]
-    on_device = device_hash(torch.empty(2, vocab_size), rows).numpy()
+    keys, _ = noise_keys(torch.empty(2, vocab_size), rows)
+    on_device = device_hash(vocab_size, keys).numpy()
     assert np.array_equal(on_device[0], hashes)
     assert np.array_equal(on_device[1], coupling.noise_hash(seed, position + 1, np.arange(vocab_size)))
     noise = coupling.gumbel(seed, position, np.arange(vocab_size))

@@ -10,7 +10,9 @@ cached and new tokens, causally. Two implementations give the same result:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,7 +169,16 @@ def packed_attention(
         raise ValueError("packed attention needs `packed_pass` and no attention mask")
     if sliding_window is not None or softcap is not None or s_aux is not None:
         raise ValueError("packed attention has no sliding window, no soft cap and no attention sinks")
-    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    if torch.compiler.is_compiling():
+        return torch.ops.wisp.packed_attention(query, key, value, scaling), None
+    return _attend(packed_pass, int(module.layer_idx), query, key, value, scaling), None  # type: ignore[arg-type]
+
+
+def _attend(
+    packed_pass: PackedPass, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+    scaling: float | None,
+) -> torch.Tensor:  # fmt: skip
+    """Store the layer's keys and values, then every part of the pass: `[1, T, Hq, D]`."""
     packed_pass.cache.write(layer, packed_pass.write_slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
     output = query.new_empty((1, query.shape[2], query.shape[1], query.shape[3]))
     for part in packed_pass.parts:
@@ -175,7 +186,45 @@ def packed_attention(
             _attend_looped(packed_pass.cache, layer, part, query, output, scaling)
         else:
             _attend_gathered(packed_pass.cache, layer, part, query, output, scaling)
-    return output, None
+    return output
+
+
+class _Running(threading.local):
+    """The pass that this thread is in and its next layer, for compiled layers: neither can travel through them."""
+
+    packed_pass: PackedPass | None = None
+    layer: int = 0
+
+
+_RUNNING = _Running()
+
+
+@contextmanager
+def running(packed_pass: PackedPass) -> Iterator[None]:
+    """Within, this thread runs the layers of the model over `packed_pass`, each once and in order."""
+    _RUNNING.packed_pass, _RUNNING.layer = packed_pass, 0
+    try:
+        yield
+    finally:
+        _RUNNING.packed_pass = None
+
+
+@torch.library.custom_op("wisp::packed_attention", mutates_args=())
+def _attend_opaquely(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
+) -> torch.Tensor:
+    """`_attend` of the next layer of the running pass. That KV memory changes is not the compiler's business."""
+    packed_pass, layer = _RUNNING.packed_pass, _RUNNING.layer
+    assert packed_pass is not None, "a compiled layer outside of `running`"
+    _RUNNING.layer += 1
+    return _attend(packed_pass, layer, query, key, value, scaling)
+
+
+@_attend_opaquely.register_fake
+def _shape_of_output(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
+) -> torch.Tensor:
+    return query.new_empty((1, query.shape[2], query.shape[1], query.shape[3]))
 
 
 def _attend_looped(

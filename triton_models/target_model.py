@@ -15,8 +15,9 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 
+from triton_models.compiled import compile_layers
 from triton_models.kv_cache import KvCache
-from triton_models.packed_attention import PACKED_ATTENTION, Span, build_pass
+from triton_models.packed_attention import PACKED_ATTENTION, Span, build_pass, running
 from triton_models.packed_linear import can_pack, pack_linears
 from wisp_plugin.config import VerifierConfig
 from wisp_plugin.errors import ConfigError, ModelError
@@ -27,7 +28,7 @@ from wisp_plugin.kv_blocks import BlockPool
 # Root mean square of the difference over that of the logits; rounding alone gives 2e-6 in float32 and 0.05 in bfloat16
 # (of which three quarters are the plain forward's: the packed one is nearer to float32).
 _TRIAL_TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.15}
-_TRIAL_TOKENS, _TRIAL_CACHED = 9, 4
+_TRIAL_ENDS = (4, 8, 9)  # of the passes: a prefill, several tokens and one token behind cached ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,37 +63,45 @@ def load_target(config: VerifierConfig) -> TargetModel:
     source = resolve_source(config.target)
     model = _load_model(source, _resolve_dtype(config.dtype, device))
     target = _describe(model.to(device).eval(), source, device)
-    prepare(target)
+    prepare(target, config.compile)
     return target
 
 
-def prepare(target: TargetModel) -> None:
-    """Switch the model to packed attention and, on a CPU, packed weights; ModelError if the logits change."""
+def prepare(target: TargetModel, compile_choice: str = "auto") -> None:
+    """Switch the model to packed attention and, on a CPU, packed weights, on a GPU compiled layers.
+
+    Raises:
+        ModelError: the logits change, or the model cannot be compiled although `compile_choice` is `always`.
+    """
     model = target.model
-    tokens = (torch.arange(_TRIAL_TOKENS) * 7919 % target.vocab_size).to(target.device)
+    tokens = (torch.arange(_TRIAL_ENDS[-1]) * 7919 % target.vocab_size).to(target.device)
     with torch.inference_mode():
         expected = model(input_ids=tokens[None], use_cache=False).logits[0].float()
         model.set_attn_implementation(PACKED_ATTENTION)
-        if target.device.type == "cpu" and can_pack(target.dtype):
+        if target.device.type == "cpu" and can_pack(target.dtype) and compile_choice != "always":
             pack_linears(model)
         try:
-            packed = _trial(target, tokens)
+            _check_logits(target, _trial(target, tokens), expected)
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
             raise ModelError(f"{target.source}: this kind of model is not supported: {first_line(error)}") from error
+        compile_layers(model, compile_choice, lambda: _check_logits(target, _trial(target, tokens), expected))
+
+
+def _check_logits(target: TargetModel, packed: torch.Tensor, expected: torch.Tensor) -> None:
     difference = float((packed - expected).square().mean().sqrt() / expected.square().mean().sqrt().clamp_min(1e-6))
     if not difference <= _TRIAL_TOLERANCE[target.dtype]:
         raise ModelError(
             f"{target.source}: packed and plain forward differ by {difference:.2g} of the logits' size; "
-            f"model type {model.config.model_type!r} is not plain causal attention"
+            f"model type {target.model.config.model_type!r} is not plain causal attention"
         )
 
 
 def _trial(target: TargetModel, tokens: torch.Tensor) -> torch.Tensor:
-    """Logits of all `tokens` in two packed passes over a small KV memory, as float32 `[num_tokens, V]`."""
+    """Logits of all `tokens` in three packed passes over a small KV memory, as float32 `[num_tokens, V]`."""
     pool = BlockPool(8, 2)
     cache = target.new_cache(pool)
     logits = []
-    for start, end in ((0, _TRIAL_CACHED), (_TRIAL_CACHED, len(tokens))):
+    for start, end in zip((0, *_TRIAL_ENDS), _TRIAL_ENDS, strict=False):
         pool.extend("trial", end)
         gather = target.device.type != "cpu"
         packed = build_pass(cache, [Span("trial", start, end)], target.dtype, target.num_query_groups, gather)
@@ -103,9 +112,10 @@ def _trial(target: TargetModel, tokens: torch.Tensor) -> torch.Tensor:
 
 def forward(model: nn.Module, input_ids: torch.Tensor, positions: torch.Tensor, packed_pass: Any, keep: Any = 0) -> Any:
     """The one call of the model: `input_ids` and `positions` int64 `[1, T]`, logits at the rows `keep` (0: all)."""
-    return model(
-        input_ids=input_ids, position_ids=positions, use_cache=False, packed_pass=packed_pass, logits_to_keep=keep
-    )
+    with running(packed_pass):
+        return model(
+            input_ids=input_ids, position_ids=positions, use_cache=False, packed_pass=packed_pass, logits_to_keep=keep
+        )
 
 
 def resolve_device(name: str) -> torch.device:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from triton_models.compiled import compiled_on_device
 from wisp_plugin import coupling
 from wisp_plugin.errors import ModelError
 from wisp_plugin.messages import Sampling, Tokens
@@ -82,7 +83,7 @@ def _choose_chunk(logits: torch.Tensor, rows: Sequence[ChoiceRow]) -> list[int]:
     z /= z.new_tensor([1.0 if row.sampling.greedy else row.sampling.temperature for row in rows])[:, None]
     keep_top_k(z, rows)
     is_unclear = keep_top_p(z, rows)
-    scores = _noise(z, rows).add_(z)
+    scores = _scores(z, *noise_keys(z, rows))
     best = scores.amax(dim=1, keepdim=True)
     is_near = scores >= best - (1e-6 + 1e-12 * best.abs())
     at = is_near.nonzero()
@@ -165,26 +166,31 @@ def keep_top_p(z: torch.Tensor, rows: Sequence[ChoiceRow]) -> torch.Tensor:
     return is_unclear
 
 
-def _noise(z: torch.Tensor, rows: Sequence[ChoiceRow]) -> torch.Tensor:
-    """Gumbel noise [R, V] up to rounding (zero in greedy rows); the hash itself is exact."""
-    uniform = (device_hash(z, rows).to(torch.float64) + 0.5) / 2.0**32
-    is_sampled = z.new_tensor([0.0 if row.sampling.greedy else 1.0 for row in rows])[:, None]
-    return uniform.log_().neg_().log_().neg_().mul_(is_sampled)
-
-
-def device_hash(like: torch.Tensor, rows: Sequence[ChoiceRow]) -> torch.Tensor:
-    """`coupling.noise_hash` of every token of each row: int64 [R, V] on the device of `like` [R, V]."""
+def noise_keys(like: torch.Tensor, rows: Sequence[ChoiceRow]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each row the two halves of its key, int32 [R, 2], and 1 if it is sampled, else 0, [R, 1]."""
     halves = [coupling.key_halves(row.sampling.seed, row.position) for row in rows]
-    key = torch.from_numpy(np.array(halves, dtype=np.uint32).view(np.int32)).to(like.device)
-    ids = torch.arange(like.shape[1], dtype=torch.int32, device=like.device)[None, :]
-    return _fmix32_(_fmix32_(ids ^ key[:, :1]).bitwise_xor_(key[:, 1:])).to(torch.int64).bitwise_and_(0xFFFFFFFF)
+    keys = torch.from_numpy(np.array(halves, dtype=np.uint32).view(np.int32)).to(like.device)
+    return keys, like.new_tensor([0.0 if row.sampling.greedy else 1.0 for row in rows])[:, None]
 
 
-def _fmix32_(x: torch.Tensor) -> torch.Tensor:
-    """murmur3's finalizer on int32 in place: products wrap, right shifts are made logical by a mask."""
-    x.bitwise_xor_((x >> 16) & 0xFFFF).mul_(0x85EBCA6B - (1 << 32))
-    x.bitwise_xor_((x >> 13) & 0x7FFFF).mul_(0xC2B2AE35 - (1 << 32))
-    return x.bitwise_xor_((x >> 16) & 0xFFFF)
+@compiled_on_device  # otherwise some twenty passes over memory
+def _scores(z: torch.Tensor, keys: torch.Tensor, is_sampled: torch.Tensor) -> torch.Tensor:
+    """z [R, V] plus Gumbel noise (none in greedy rows) up to rounding; the hash itself is exact."""
+    uniform = (device_hash(z.shape[1], keys).to(torch.float64) + 0.5) / 2.0**32
+    return z - torch.log(-torch.log(uniform)) * is_sampled
+
+
+def device_hash(vocab_size: int, keys: torch.Tensor) -> torch.Tensor:
+    """`coupling.noise_hash` of every token for each row of `keys` int32 [R, 2]: int64 [R, V]."""
+    ids = torch.arange(vocab_size, dtype=torch.int32, device=keys.device)[None, :]
+    return _fmix32(_fmix32(ids ^ keys[:, :1]) ^ keys[:, 1:]).to(torch.int64) & 0xFFFFFFFF
+
+
+def _fmix32(x: torch.Tensor) -> torch.Tensor:
+    """murmur3's finalizer on int32: products wrap, right shifts are made logical by a mask."""
+    x = (x ^ ((x >> 16) & 0xFFFF)) * (0x85EBCA6B - (1 << 32))
+    x = (x ^ ((x >> 13) & 0x7FFFF)) * (0xC2B2AE35 - (1 << 32))
+    return x ^ ((x >> 16) & 0xFFFF)
 
 
 def _device_ids(tokens: npt.ArrayLike, z: torch.Tensor, kind: str) -> torch.Tensor:
