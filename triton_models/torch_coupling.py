@@ -20,7 +20,7 @@ from wisp_plugin import coupling
 from wisp_plugin.errors import ModelError
 from wisp_plugin.messages import Sampling, Tokens
 
-_CHUNK_ELEMENTS = 1 << 22  # rows x vocabulary scored at once on a device: 32 MiB per float64 temporary
+_CHUNK_ELEMENTS = 1 << 24  # rows x vocabulary scored at once on a device: 128 MiB per float64 temporary
 _TOP_P_MARGIN = 1e-9  # a nucleus whose edge is nearer to top_p than this (share of probability) is cut on the host
 
 
