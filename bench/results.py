@@ -27,7 +27,7 @@ class Row:
     """A line of the table: `show` makes the text of the measured figure from the document of `benchmark`."""
 
     figure: str
-    benchmark: str
+    benchmark: str  # NAME or NAME_cuda, for a run on a GPU
     show: str | Callable[[Document], str]
     asked: str = ""
     options: str = ""  # of the command, as `make results` gives them
@@ -36,7 +36,7 @@ class Row:
         """The line in Markdown."""
         document = documents[self.benchmark]
         measured = format_cell(document[self.show]) if isinstance(self.show, str) else self.show(document)
-        command = f"wisp-bench {self.benchmark}{self.options}"
+        command = f"wisp-bench {self.benchmark.removesuffix('_cuda')}{self.options}"
         return f"| {self.figure} | {self.asked or '-'} | {measured} | `{command}` |"
 
 
@@ -95,6 +95,14 @@ ROWS = (
         _of("{throughput_ratio}; {violation_ratio_fifo}; {throughput_ratio_equal}"), ">= 0.9; <= 1; >= 0.98",
         " --rounds 1 --seconds 15"),
     Row("a decision of the strategy", "plugin", _of("{decision_us} us"), "<= 2 us", " --rounds 1 --seconds 15"),
+    Row("H100, real tritonserver: sessions equal to the target alone / ties / mismatches", "lossless_cuda",
+        lambda d: f"{d['sessions_equal']} of {d['sessions']} / {len(d['ties'])} / {d['mismatches']}", "all / - / 0",
+        " --device cuda --prompts 8 --tokens 48 --seeds 2 --sessions 8 --distribution-seeds 2000"),
+    Row("H100: packed forward of the 135M target against transformers' padded one (both wait for the CPU)",
+        "engine_cuda", _of("{packed_speedup} times"), ">= 1.3 on a CPU", " --device cuda"),
+    Row("H100: pass of a model of Qwen3-32B's shape, one session; error of the fitted profile", "profile_cuda",
+        lambda d: f"{d['unloaded_pass_ms']:.1f} ms; {100 * d['fit_error']:.1f} %", "",
+        " --shape qwen3-32b --device cuda --kv-tokens 24576 --seconds 60"),
 )  # fmt: skip
 
 
