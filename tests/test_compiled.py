@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -90,3 +93,16 @@ def test_a_function_is_not_compiled_for_a_cpu() -> None:
 
     assert compiled_on_device(double)(torch.ones(2)).tolist() == [2, 2]
     assert calls == [False]
+
+
+def test_compilation_works_where_the_locale_is_ascii_as_in_tritons_stub() -> None:
+    code = (
+        "import locale, torch; from triton_models import compiled, torch_coupling\n"
+        "assert locale.getpreferredencoding(False) != 'UTF-8'\n"
+        "print(compiled.compiled_on_device(lambda x: 2 * x)(torch.ones(2, device='meta')).device)\n"
+    )
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-X", "utf8=0", "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "meta"
+    assert "runs uncompiled" not in done.stderr

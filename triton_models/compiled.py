@@ -8,6 +8,7 @@ does not look into: its parts have other shapes in every pass.
 
 from __future__ import annotations
 
+import locale
 import logging
 from collections.abc import Callable
 
@@ -30,14 +31,15 @@ def compile_layers(model: nn.Module, choice: str, trial: Callable[[], None]) -> 
     layers = _decoder_layers(model)
     if choice == "never" or (choice == "auto" and (on_cpu or not layers)):
         return False
-    for layer in layers:
-        layer.compile(dynamic=True)
     try:
+        _read_files_as_utf8()
+        for layer in layers:
+            layer.compile(dynamic=True)
         trial()
     except ModelError:
         raise
     except Exception as error:  # whatever compiler, driver and Python headers of this machine come up with
-        line = f"the target cannot be compiled here ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
+        line = f"the target cannot be compiled here ({_first_line(error)})"
         if choice == "always":
             raise ModelError(f"{line}; allowed: compile=auto or never") from error
         logging.getLogger(__name__).warning("%s: its layers run uncompiled, which is slower", line)
@@ -55,22 +57,36 @@ def _decoder_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def compiled_on_device(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """`function` of tensors, compiled for its first argument's device unless that is a CPU.
+    """`function` of tensors, compiled at its first call for another device than a CPU.
 
     Where that fails, a warning says so once and the function runs as it is.
     """
-    compiled: Callable[..., torch.Tensor] | None = torch.compile(function, dynamic=True)
+    compiled: Callable[..., torch.Tensor] | None = None
+    has_failed = False
 
     def run(first: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
-        nonlocal compiled
-        if compiled is None or first.device.type == "cpu":
+        nonlocal compiled, has_failed
+        if has_failed or first.device.type == "cpu":
             return function(first, *rest)
         try:
+            if compiled is None:
+                _read_files_as_utf8()
+                compiled = torch.compile(function, dynamic=True)
             return compiled(first, *rest)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            line = str(error).strip().splitlines()[0]
-            logging.getLogger(__name__).warning("%s runs uncompiled, which is slower: %s", function.__name__, line)
-            compiled = None
+        except Exception as error:  # as above; what is wrong with the tensors the function will say itself
+            logging.getLogger(__name__).warning("%s runs uncompiled: %s", function.__name__, _first_line(error))
+            has_failed = True
             return function(first, *rest)
 
     return run
+
+
+def _read_files_as_utf8() -> None:
+    """The compiler reads its own templates as the locale says, and in Triton's Python stub that is ASCII."""
+    if locale.getpreferredencoding(False).upper() not in ("UTF-8", "UTF8"):
+        locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"
