@@ -28,9 +28,10 @@ import numpy as np
 import torch
 
 from bench import estimator_synthetic, report
+from triton_models.profile_fit import repeat_noise
 from triton_models.profile_origin import fingerprint_of
 from triton_models.profile_passes import Cell, Member, cell_features, make_items
-from triton_models.profiling import fit_profile, measure_sweep, repeat_noise
+from triton_models.profiling import fit_profile, measure_sweep
 from triton_models.torch_verifier import TorchVerifier, load_verifier
 from wisp_plugin.config import EngineConfig, VerifierConfig
 from wisp_plugin.estimator import Floats

@@ -46,10 +46,6 @@ class Cost:
     token_s: float
     unit_s: float
 
-    def batch_s(self, num_tokens: float) -> float:
-        """Seconds of a batch with so many tokens in all."""
-        return self.base_s + self.token_s * num_tokens
-
 
 @dataclass(frozen=True, slots=True)
 class Variant:

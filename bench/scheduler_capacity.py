@@ -24,7 +24,7 @@ DENSITY = replace(
     WISP,
     name="plain density",
     parameters=WispParameters(
-        least_value=1.0, most_value=1.0, waiting_value=1.0, lost_value=1.0, need_tokens=-1e9, hold_load=1e9
+        least_value=1.0, most_value=1.0, lost_value=1.0, need_tokens=-1e9, hold_load=1e9
     ),
 )
 _DEVICES = (24, 32, 40, 48, 56, 64)

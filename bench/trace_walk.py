@@ -10,7 +10,6 @@ right prefix. The prompt is made of hashed tokens, different in every session, s
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,6 +105,3 @@ class WalkOf:
     def __call__(self, spec: SessionSpec) -> WalkTokens:
         """What is said in a session."""
         return WalkTokens(load_ring(self.draft), spec, self.seed)
-
-
-MakeTokens = Callable[[SessionSpec], WalkTokens]

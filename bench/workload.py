@@ -45,10 +45,6 @@ class DeviceKind:
     share: float = 1.0
 
 
-# A phone's CPU, a laptop's CPU, a phone's NPU or a small GPU, a laptop's GPU: draft models of 0.5 to 1 G parameters.
-KINDS = (DeviceKind(8.0), DeviceKind(30.0), DeviceKind(60.0), DeviceKind(120.0))
-
-
 @dataclass(frozen=True, slots=True)
 class Throttling:
     """A device drafts at full speed for `cool_s` on average, then at `factor` of it for `hot_s`, both exponential."""

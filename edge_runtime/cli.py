@@ -63,14 +63,14 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Start a server with `wisp-server up`; make the default models with `wisp-server models`.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    generate = commands.add_parser("generate", help=COMMANDS["generate"], description=COMMANDS["generate"].capitalize())
+    generate = commands.add_parser("generate", help=COMMANDS["generate"], description=_sentence("generate"))
     generate.add_argument("prompt", help="the prompt; '-' reads it from standard input")
     generate.add_argument("--chat", action="store_true", help="wrap the prompt in the model's chat template")
     _add_session_arguments(generate)
-    chat = commands.add_parser("chat", help=COMMANDS["chat"], description=COMMANDS["chat"].capitalize())
+    chat = commands.add_parser("chat", help=COMMANDS["chat"], description=_sentence("chat"))
     chat.add_argument("--system", help="system message")
     _add_session_arguments(chat)
-    export = commands.add_parser("export", help=COMMANDS["export"], description=COMMANDS["export"].capitalize())
+    export = commands.add_parser("export", help=COMMANDS["export"], description=_sentence("export"))
     from edge_runtime.export import add_arguments
 
     add_arguments(export)
@@ -78,9 +78,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _sentence(command: str) -> str:
+    """What a command does, as a sentence begins; the rest stays as it is, for names."""
+    return COMMANDS[command][:1].upper() + COMMANDS[command][1:]
+
+
 def _add_training_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Options stand here, not beside the code: that imports ONNX Runtime, and help is to be instant."""
-    trace = commands.add_parser("trace", help=COMMANDS["trace"], description=COMMANDS["trace"].capitalize())
+    trace = commands.add_parser("trace", help=COMMANDS["trace"], description=_sentence("trace"))
     trace.add_argument("out", metavar="OUT.npz", type=Path, help="file for the trace")
     texts = trace.add_argument_group("texts of the target (--prompts or --texts)")
     texts.add_argument(
@@ -103,12 +108,15 @@ def _add_training_commands(commands: argparse._SubParsersAction[argparse.Argumen
     draft.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy [%(default)s]")
     draft.add_argument("--seed", type=int, default=0, metavar="S", help="[%(default)s]")
     train = commands.add_parser(
-        "train-controller", help=COMMANDS["train-controller"], description=COMMANDS["train-controller"].capitalize()
+        "train-controller", help=COMMANDS["train-controller"], description=_sentence("train-controller")
     )
     train.add_argument("traces", nargs="+", type=Path, metavar="TRACE.npz", help="files of `wisp-edge trace`")
-    train.add_argument("--out", type=Path, required=True, metavar="NPZ", help="file for the weights")
+    train.add_argument("--out", type=Path, required=True, metavar="OUT.npz", help="file for the weights")
     train.add_argument(
-        "--evaluate", type=Path, metavar="TRACE.npz", help="held-out prompts [a seventh of the texts that are given]"
+        "--evaluate",
+        type=Path,
+        metavar="TRACE.npz",
+        help="a trace of other prompts, for the figures [a seventh of the prompts, which is held out]",
     )
     train.add_argument(
         "--false-alarm-cost",

@@ -37,11 +37,6 @@ class Drafter:
         """The drafter of the graph in `folder`; see `draft_graph.load_graph` for layouts, threads and errors."""
         return cls(load_graph(folder, num_threads), max_context_tokens)
 
-    @property
-    def num_fed_tokens(self) -> int:
-        """Tokens whose KV is held."""
-        return self._num_fed
-
     def next_logits(self, tokens: Tokens) -> Logits:
         """float32 `[vocab_size]`: the logits behind `tokens` (int32, at least one), an array of the caller's own.
 

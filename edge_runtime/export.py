@@ -100,12 +100,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run an export from parsed arguments; the exit code."""
+    """Run an export from parsed arguments; the exit code, 2 for an error that is told in one line."""
     try:
         export_draft(args.source, args.out, args.precision, lambda line: print(line, file=sys.stderr, flush=True))
     except WispError as error:
         print(f"wisp-edge export: {error}", file=sys.stderr)
-        return 1
+        return 2
     return 0
 
 

@@ -31,6 +31,7 @@ from wisp_plugin.edge_session import EdgeSession
 from wisp_plugin.errors import ConfigError, InvalidRequest
 from wisp_plugin.home import draft_folder
 from wisp_plugin.messages import Mode, Open, Sampling, Tokens
+from wisp_plugin.npz_file import cannot_write, check_out_file
 from wisp_plugin.stop_rules import Fixed
 from wisp_plugin.vocabulary import vocab_hash
 from wisp_plugin.wire import new_session_id
@@ -148,10 +149,9 @@ def main(args: argparse.Namespace) -> int:
         if not least <= getattr(args, name) <= most:
             option = name.replace("_", "-")
             raise ConfigError(f"--{option} is {getattr(args, name)}; allowed: {least} to {most}")
+    check_out_file(args.out)
     folder = draft_folder(args.draft)
     tokenizer = Tokenizer.load(folder)
-    if not args.out.absolute().parent.is_dir():
-        raise ConfigError(f"the folder of {args.out} does not exist")
     try:
         sampling = checked_sampling({"seed": args.seed, "temperature": args.temperature}, tokenizer.vocab_size)
     except InvalidRequest as error:
@@ -167,7 +167,10 @@ def main(args: argparse.Namespace) -> int:
     traces, draft_s = record(texts, drafter, sampling, args.chain_length, _to_stderr)
     about = {"draft": args.draft, "draft_s": draft_s, "temperature": args.temperature, "seed": args.seed}
     trace = DraftTrace(traces, about)
-    trace.save(args.out)
+    try:
+        trace.save(args.out)
+    except OSError as error:
+        raise cannot_write(args.out, error) from None
     _to_stderr(
         f"wrote {args.out}: {len(texts)} texts, {sum(len(t.drafted) for t in traces)} positions, "
         f"{trace.acceptance:.1%} of them as the target says, {1e3 * draft_s:.1f} ms per draft token"

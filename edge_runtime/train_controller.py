@@ -1,9 +1,10 @@
 """`wisp-edge train-controller`: from traces to the weights of an acceptance model.
 
-Cross entropy by Adam, in numpy: some ten thousand tokens of eleven features need no framework. A token that would be
+Cross entropy by Adam, in numpy: some ten thousand tokens of thirteen features need no framework. A token that would be
 accepted weighs `false_alarm_cost`: to predict its rejection stops drafting too early. That weight shifts all
-probabilities, so slope and shift of the log-odds are fitted at the end, unweighted. A seventh of the texts is held
-out, by text: for the choice of the best epoch, and for the figures that are printed.
+probabilities, so slope and shift of the log-odds are fitted at the end, unweighted. A seventh of the prompts is held
+out, with every text behind them (greedy and sampled ones, in whichever trace): for the choice of the best epoch, and
+for the figures that are printed.
 """
 
 from __future__ import annotations
@@ -12,19 +13,21 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from edge_runtime.training_samples import Samples, TokenCounts
 from wisp_plugin.acceptance_model import FEATURES, AcceptanceModel
-from wisp_plugin.draft_trace import DraftTrace
+from wisp_plugin.draft_trace import DraftTrace, TextTrace
 from wisp_plugin.errors import ConfigError, ModelError
+from wisp_plugin.npz_file import cannot_write, check_out_file
 
 Floats = npt.NDArray[np.float64]
 Report = Callable[[str], None]
 NUM_HIDDEN = 24
-_HELD_OUT = 7  # every so many-th text
+_HELD_OUT = 7  # one prompt of so many
 _REPORT_S = 2.0
 
 
@@ -33,16 +36,34 @@ def train(
 ) -> tuple[AcceptanceModel, dict[str, float]]:
     """The model, and its figures on held-out texts (`held_out_figures`). Raises ModelError if there is too little."""
     texts = [text for trace in traces for text in trace.texts if len(text.drafted)]
-    if len(texts) < 2 * _HELD_OUT:
-        raise ModelError(f"{len(texts)} texts are too few to train on; at least {2 * _HELD_OUT} are needed")
+    fitted, checked = split_by_prompt(texts, seed)
     base = float(np.mean(np.concatenate([text.agrees for text in texts])))
-    fitted = [text for i, text in enumerate(texts) if i % _HELD_OUT]
     counts = TokenCounts.of(fitted, 1 + max(int(text.drafted.max()) for text in texts))
     rates = counts.rates(base)
-    held_out = Samples.of(texts[::_HELD_OUT], base, rates, seed + 1)
+    held_out = Samples.of(checked, base, rates, seed + 1)
     training = Samples.for_training(fitted, base, counts, seed, 2)
     model = _fit(training, held_out, (base, false_alarm_cost), rates, epochs, seed, report)
     return model, held_out_figures(model, held_out)
+
+
+def split_by_prompt(texts: Sequence[TextTrace], seed: int) -> tuple[list[TextTrace], list[TextTrace]]:
+    """The texts to train on and those held out, which share no prompt: `seed` draws a seventh of the prompts.
+
+    Raises:
+        ModelError: too few prompts.
+    """
+    prompts = list(dict.fromkeys(prompt_of(text) for text in texts))
+    if len(prompts) < 2 * _HELD_OUT:
+        raise ModelError(f"{len(prompts)} prompts are too few to train on; at least {2 * _HELD_OUT} are needed")
+    drawn = np.random.default_rng(seed).permutation(len(prompts))[: -(-len(prompts) // _HELD_OUT)]
+    held_out = {prompts[i] for i in drawn.tolist()}
+    fitted = [text for text in texts if prompt_of(text) not in held_out]
+    return fitted, [text for text in texts if prompt_of(text) in held_out]
+
+
+def prompt_of(text: TextTrace) -> bytes:
+    """The tokens of a text's prompt, as a key."""
+    return text.tokens[: text.prompt_len].astype(np.int32).tobytes()
 
 
 def _fit(
@@ -177,12 +198,18 @@ def main(args: argparse.Namespace) -> int:
         raise ConfigError(f"--false-alarm-cost is {args.false_alarm_cost:g}; allowed: 0.01 to 100")
     if not 1 <= args.epochs <= 10_000:
         raise ConfigError(f"--epochs is {args.epochs}; allowed: 1 to 10000")
+    if not 0 <= args.seed < 1 << 63:
+        raise ConfigError(f"--seed is {args.seed}; allowed: 0 to {(1 << 63) - 1}")
+    check_out_file(args.out)
     traces = [DraftTrace.load(path) for path in args.traces]
+    evaluation = None if args.evaluate is None else _evaluation(args.evaluate, traces)
     model, figures = train(traces, args.false_alarm_cost, args.epochs, args.seed, _to_stderr)
-    if args.evaluate is not None:
-        texts = DraftTrace.load(args.evaluate).texts
-        figures = held_out_figures(model, Samples.of(texts, model.base, model.token_rates, args.seed))
-    model.save(args.out, " ".join(path.name for path in args.traces))
+    if evaluation is not None:
+        figures = held_out_figures(model, Samples.of(evaluation, model.base, model.token_rates, args.seed))
+    try:
+        model.save(args.out, " ".join(path.name for path in args.traces))
+    except OSError as error:
+        raise cannot_write(args.out, error) from None
     _to_stderr(f"wrote {args.out}; on held-out texts:")
     print(
         f"AUC {figures['auc']:.3f} (of the token behind it {figures['auc_next']:.3f}), calibration error "
@@ -190,6 +217,19 @@ def main(args: argparse.Namespace) -> int:
         f"{figures['caught']:.1%} of rejections caught"
     )
     return 0
+
+
+def _evaluation(path: Path, traces: Sequence[DraftTrace]) -> Sequence[TextTrace]:
+    """The texts of the trace at `path`. ConfigError if prompts of theirs are trained on: the figures would flatter."""
+    texts = DraftTrace.load(path).texts
+    prompts = {prompt_of(text) for text in texts}
+    num_known = len(prompts & {prompt_of(text) for trace in traces for text in trace.texts})
+    if num_known:
+        raise ConfigError(
+            f"{num_known} of {len(prompts)} prompts in {path} are in the traces to train on, too; allowed with "
+            "--evaluate: a trace of other prompts"
+        )
+    return texts
 
 
 def _to_stderr(line: str) -> None:

@@ -24,6 +24,8 @@ from wisp_plugin.wire_values import Parameter
 UNARY_MODEL = "wisp_verifier_batched"
 LEAST_SLO_MS = 1.0  # asked for by a session that is late already
 ANSWER_S = 30.0  # limit of waiting for one answer; then the connection counts as lost
+ANSWER_PER_TOKEN_S = 0.05  # beyond that, for each token of a prompt that is sent: a slow server computes it as fast
+MAX_ANSWER_S = 600.0
 _NO_DRAFT = np.empty(0, np.int32)
 _OUTPUTS = ("NUM_ACCEPTED", "NEXT_TOKENS", "STATUS", "LOGPROBS")
 _REFUSED = "StatusCode.INVALID_ARGUMENT"  # how gRPC tells that a request itself is wrong
@@ -106,7 +108,7 @@ class UnaryTransport:
                 [as_input(name, array) for name, array in tensors.items()],
                 lambda result, error: self._on_answer(here, request, result, error),
                 request_id=here.opened.session[:8],
-                client_timeout=ANSWER_S,
+                client_timeout=answer_limit_s(request),
                 parameters=parameters,
             )
         except (triton.InferenceServerException, ValueError) as error:  # ValueError: the channel is closed
@@ -155,6 +157,12 @@ class UnaryTransport:
             return
         here.is_closed = True
         here.client.close()
+
+
+def answer_limit_s(request: VerifyRequest) -> float:
+    """Seconds to wait for an answer: more for a request with all tokens, which the server may have to compute."""
+    num_tokens = 0 if request.prefix_len else len(request.tokens)
+    return min(ANSWER_S + ANSWER_PER_TOKEN_S * num_tokens, MAX_ANSWER_S)
 
 
 def _decode(result: triton.InferResult | None, error: Exception | None) -> VerifyAnswer:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -167,6 +169,15 @@ def test_other_names_are_refused(rule: str) -> None:
         make_controller(rule, Mode.FREE, model())
 
 
+@pytest.mark.parametrize("rule", ["fixed", "fixed:4", "svip", "adaedl", "paper"])
+def test_an_energy_price_is_refused_by_rules_that_have_none(rule: str) -> None:
+    message = f"'{rule}' has no energy price, 0.2 was given; allowed with: auto, ratio, price"
+    with pytest.raises(ConfigError, match=message):
+        make_controller(rule, Mode.SYNC, model(), 0.2)
+    make_controller("ratio", Mode.SYNC, model(), 0.2)
+    make_controller("auto", Mode.FREE, model(), 0.2)
+
+
 def test_a_thin_client_never_drafts() -> None:
     assert not no_drafts().draft_on(PACE, 0.0)
 
@@ -192,6 +203,41 @@ def test_damaged_weights_are_refused_in_one_line(tmp_path: object) -> None:
         AcceptanceModel.load(path)
     make_trace(1, num_generated=5).save(path)
     with pytest.raises(ModelError, match="holds no controller weights"):
+        AcceptanceModel.load(path)
+
+
+def _cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def _flipped(content: bytes) -> bytes:
+    at = content.index(b"weights.npy") + 80
+    return content[:at] + bytes(255 - byte for byte in content[at : at + 60]) + content[at + 60 :]
+
+
+@pytest.mark.parametrize("damage", [_cut, _flipped, lambda content: b"", lambda content: content[:4]])
+def test_weights_that_are_cut_off_or_flipped_are_refused_in_one_line(
+    damage: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    path = tmp_path / "weights.npz"
+    model().save(path, "nothing")
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ModelError, match="holds no controller weights") as caught:
+        AcceptanceModel.load(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("format", [1, 2]), ("base", [0.5, 0.5]), ("bias", 0.0), ("bias", [[0.0] * 4]), ("token_rates", 1), ("mean", "x")],
+)
+def test_weights_of_other_shapes_are_refused_in_one_line(name: str, value: object, tmp_path: Path) -> None:
+    path = tmp_path / "weights.npz"
+    model().save(path, "nothing")
+    with np.load(path) as data:
+        arrays = dict(data)
+    np.savez(path, **(arrays | {name: np.array(value)}))
+    with pytest.raises(ModelError, match="controller weights"):
         AcceptanceModel.load(path)
 
 

@@ -73,6 +73,31 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path) -> None:
         DraftTrace.load(path)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])
+def test_a_file_that_is_cut_off_is_refused_in_one_line(share: float, tmp_path: Path) -> None:
+    path = tmp_path / "t.npz"
+    make_trace(5).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ModelError, match="no trace") as caught:
+        DraftTrace.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_with_flipped_bytes_or_another_text_about_it_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "t.npz"
+    make_trace(5).save(path)
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 50] = bytes(255 - byte for byte in content[middle : middle + 50])
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match="no trace"):
+        DraftTrace.load(path)
+    np.savez(path, about=np.array("[1]"))
+    with pytest.raises(ModelError, match="no trace"):
+        DraftTrace.load(path)
+
+
 def test_training_finds_what_there_is_to_find() -> None:
     """The made-up draft is right as often as its confidence says: the best AUC there is comes from that order."""
     lines: list[str] = []

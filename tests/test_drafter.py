@@ -73,7 +73,6 @@ def test_logits_equal_the_model_alone_after_any_rollbacks(layout: tuple[Path, Re
         logits = drafter.next_logits(tokens)
         assert logits.dtype == np.float32
         np.testing.assert_allclose(logits, reference(tokens), atol=atol, rtol=1e-4)
-        assert drafter.num_fed_tokens == len(tokens)
 
 
 def test_kv_survives_the_growth_of_its_buffer(layout: tuple[Path, Reference, type]) -> None:

@@ -144,7 +144,7 @@ def test_command_line_reports_errors_in_one_line(tmp_path: Path, capsys: pytest.
     export.add_arguments(parser)
     args = parser.parse_args([str(tmp_path / "nowhere"), str(tmp_path / "out")])
     assert args.precision == "int8"
-    assert export.main(args) == 1
+    assert export.main(args) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 

@@ -56,11 +56,29 @@ def test_a_second_installation_replaces_the_first() -> None:
     assert second.count(BEGIN) == second.count(END) == 1
 
 
+def test_line_ends_are_those_of_the_file() -> None:
+    with_lf, block = with_plugin(CONFIG, PluginSettings(**COSTS))
+    with_crlf, printed = with_plugin(CONFIG.replace("\n", "\r\n"), PluginSettings(**COSTS))
+    assert with_crlf == with_lf.replace("\n", "\r\n")
+    assert printed == block
+    assert with_plugin(with_crlf, PluginSettings(**COSTS))[0] == with_crlf
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1_234_567.0, "1234567"), (0.1 + 0.2, "0.30000000000000004"), (1e-7, "1e-07"), (3, "3")]
+)
+def test_numbers_keep_all_digits(value: float, text: str) -> None:
+    written = PluginSettings(base_us=value).parameters()["WISP_BASE_US"]
+    assert written == text
+    assert float(written) == value
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         (CONFIG.replace("8", "0", 1), "max_batch_size is 0; allowed: 1 or more"),
-        (CONFIG + "sequence_batching { }", "sequence_batching"),
+        (CONFIG + "sequence_batching { }", "has sequence_batching; a batching strategy works with dynamic"),
+        (CONFIG + "ensemble_scheduling { }", "has ensemble_scheduling; a batching strategy works with dynamic"),
         (CONFIG + 'parameters { key: "WISP_SLO_MS" value: { string_value: "1" } }', "WISP_SLO_MS outside of WISP's"),
         (CONFIG + "no_such_field: 1", "cannot be read"),
     ],
@@ -100,6 +118,12 @@ def test_settings_out_of_range_are_refused(values: dict[str, Any], message: str)
 def test_inputs_that_there_are_not_are_refused(tokens: str | None, context: str | None, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_inputs(parse(CONFIG), tokens, context)
+
+
+@pytest.mark.parametrize(("tokens", "context"), [("IDS", None), (None, "value:PAST")])
+def test_a_configuration_without_inputs_is_told_to_name_them(tokens: str | None, context: str | None) -> None:
+    with pytest.raises(ConfigError, match="names no inputs; add its inputs"):
+        parse_inputs(parse("max_batch_size: 8"), tokens, context)
 
 
 def test_advice_names_what_keeps_the_strategy_from_working() -> None:

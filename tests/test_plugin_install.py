@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,104 @@ def test_with_write_the_file_gets_them_and_a_backup_is_kept(model_dir: Path, pro
     assert (model_dir / PROFILE).read_bytes() == profile.read_bytes()
     assert (model_dir / "config.pbtxt.bak").read_text() == CONFIG
     assert f'string_value: "{PROFILE}"' in (model_dir / "config.pbtxt").read_text()
+
+
+def test_without_write_the_report_says_that_the_model_will_not_load(
+    model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    will_not_load = "the model will not load again until these lines are in its config.pbtxt"
+    assert run(model_dir, "--base-us", 100) == 0
+    assert will_not_load in capsys.readouterr().out
+    assert run(model_dir, "--base-us", 100, "--write") == 0
+    assert will_not_load not in capsys.readouterr().out
+    assert run(model_dir, "--base-us", 100) == 0
+    assert "has these lines already" in capsys.readouterr().out
+    assert run(model_dir, "--base-us", 200) == 0
+    assert "put these lines in place of those in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("refused", [PROFILE, "config.pbtxt.bak", "config.pbtxt"])
+def test_the_library_comes_last(
+    model_dir: Path, profile: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], refused: str
+) -> None:
+    """The version folder can be written, the model folder cannot (root writes anywhere, so this is played)."""
+    replace = Path.replace
+
+    def replace_unless_refused(path: Path, target: Path) -> Path:
+        if target.name == refused:
+            raise PermissionError(errno.EACCES, "Permission denied", str(target))
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", replace_unless_refused)
+    assert run(model_dir, "--profile", profile, "--write") == 2
+    assert f"{model_dir / refused} cannot be written: Permission denied" in capsys.readouterr().err
+    assert not (model_dir / "12" / LIBRARY).exists()
+    assert (model_dir / "config.pbtxt").read_text() == CONFIG
+    assert not list(model_dir.rglob(".*"))  # nothing half-written is left
+
+
+def test_the_first_backup_is_kept_and_further_ones_are_numbered(
+    model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config_path = model_dir / "config.pbtxt"
+    texts = [config_path.read_text()]
+    for base_us, backup in ((100, "config.pbtxt.bak"), (200, "config.pbtxt.bak.1"), (300, "config.pbtxt.bak.2")):
+        assert run(model_dir, "--base-us", base_us, "--write") == 0
+        assert f"what it was before is {backup}:" in capsys.readouterr().out
+        assert (model_dir / backup).read_text() == texts[-1]
+        texts.append(config_path.read_text())
+    assert (model_dir / "config.pbtxt.bak").read_text() == CONFIG
+    config_path.write_text(CONFIG)
+    assert run(model_dir, "--base-us", 100, "--write") == 0
+    assert len(list(model_dir.glob("*.bak*"))) == 3  # the first holds the same already
+
+
+def test_line_ends_mode_and_link_stay(model_dir: Path, tmp_path: Path) -> None:
+    shared = tmp_path / "shared.pbtxt"
+    shared.write_bytes(CONFIG.replace("\n", "\r\n").encode())
+    shared.chmod(0o640)
+    (model_dir / "config.pbtxt").unlink()
+    (model_dir / "config.pbtxt").symlink_to(shared)
+    assert run(model_dir, "--base-us", 100, "--write") == 0
+    lines = shared.read_bytes().split(b"\n")
+    assert len(lines) > CONFIG.count("\n") + 3
+    assert all(line.endswith(b"\r") for line in lines[:-1])
+    assert (shared.stat().st_mode & 0o777, (model_dir / "config.pbtxt").is_symlink()) == (0o640, True)
+
+
+def test_a_configuration_is_never_seen_half_written(model_dir: Path) -> None:
+    opened = (model_dir / "config.pbtxt").open(encoding="utf-8")  # whoever reads while it is changed
+    with opened:
+        assert run(model_dir, "--base-us", 100, "--write") == 0
+        assert opened.read() == CONFIG
+
+
+def test_a_configuration_that_is_not_utf_8_is_refused_in_a_line(
+    model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (model_dir / "config.pbtxt").write_bytes(b"# caf\xe9\n" + CONFIG.encode())
+    assert run(model_dir, "--base-us", 100) == 2
+    expected = f"wisp-server: {model_dir / 'config.pbtxt'} cannot be read: byte 5 is not UTF-8; allowed: UTF-8 text\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_an_unreadable_configuration_is_refused_in_a_line(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(path: Path, *_: object, **__: object) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    for name in ("read_bytes", "read_text", "open"):
+        monkeypatch.setattr(Path, name, refuse)
+    assert run(model_dir, "--base-us", 100) == 2
+    assert capsys.readouterr().err == f"wisp-server: {model_dir / 'config.pbtxt'} cannot be read: Permission denied\n"
+
+
+@pytest.mark.parametrize("name", ["²", "٣", "013", "12.old"])
+def test_only_what_triton_takes_for_a_version_is_one(model_dir: Path, name: str) -> None:
+    (model_dir / name).mkdir()
+    assert run(model_dir, "--base-us", 100) == 0
+    assert (model_dir / "12" / LIBRARY).is_file()
 
 
 @pytest.mark.parametrize(

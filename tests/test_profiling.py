@@ -11,10 +11,11 @@ import pytest
 from tests import tiny_model
 from tests.factories import make_config
 from tests.fakes import FakeClock
-from triton_models import cli, profile_origin, profiling
+from triton_models import cli, profile_fit, profiling
+from triton_models.profile_fit import repeat_noise
 from triton_models.profile_origin import fingerprint_of, model_hash, profile_path
 from triton_models.profile_passes import Cell, Member, cell_features, make_items, num_new_tokens, sweep_cells, time_pass
-from triton_models.profiling import Sweep, ensure_profile, fit_profile, measure_sweep, repeat_noise
+from triton_models.profiling import Sweep, ensure_profile, fit_profile, measure_sweep
 from triton_models.torch_verifier import TorchVerifier, load_verifier
 from wisp_plugin.config import VerifierConfig
 from wisp_plugin.cost_fit import MIN_PASSES
@@ -252,7 +253,7 @@ def test_the_hash_tells_models_of_another_shape_apart(tmp_path: Path) -> None:
 
 
 def test_origin_names_this_wisp() -> None:
-    assert profile_origin.origin()["wisp"].startswith(profile_origin.__version__)
+    assert profile_fit.origin()["wisp"].startswith(profile_fit.__version__)
 
 
 # -- the command ------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from triton_models.profiling import fit_repeats
+from triton_models.profile_fit import fit_repeats
 from triton_models.remote_model import RemoteModel, RequestSize
 from triton_models.remote_profile import measure, request_sizes, table
 from wisp_plugin.errors import ConfigError

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from bench.simulator import Scenario, simulate
 from bench.trace_walk import TraceRing, WalkOf, WalkTokens, load_ring
-from bench.workload import KINDS, DeviceKind, Throttling, Workload
+from bench.workload import DeviceKind, Throttling, Workload
 from wisp_plugin.draft_trace import DraftTrace, TextTrace
 
+KINDS = (DeviceKind(8.0), DeviceKind(30.0), DeviceKind(60.0), DeviceKind(120.0))
 MIX = Workload(num_devices=400, kinds=KINDS, throttling=Throttling(), think_s=2.0)
 
 

@@ -129,12 +129,14 @@ def test_no_draft_where_the_server_is_always_first() -> None:
 
 
 def test_which_tokens_are_late() -> None:
-    """Heard at 1.0 s what was committed at 0.99 s: passes begin there and every 40 ms; drafts arrive from 1.015 s."""
-    pace = Pace(draft_s=0.005, rtt_s=0.02, verify_s=0.04, heard_s=1.0, wait_s=0.0)
-    # 0.99 s decodes position 0; 1.03 s finds tokens 1 to 3 and commits 4 of its own; 1.07 s finds up to 11.
+    """Heard at 1.0 s what was committed at 0.94 s: passes begin there and every 10 ms; drafts arrive from 1.065 s."""
+    pace = Pace(draft_s=0.005, rtt_s=0.12, verify_s=0.01, heard_s=1.0, wait_s=0.0)
+    # Four passes are spared. From 0.98 s on each commits one token of its own; that of 1.14 s has caught up: draft
+    # token 15 has come, and so two more with every pass behind it.
     late = [k for k, is_late in enumerate(late_tokens(0, pace, 1.0)) if is_late]
-    assert late[:3] == [0, 4, 12]
-    held = Pace(draft_s=0.005, rtt_s=0.02, verify_s=0.04, heard_s=1.0, wait_s=0.03)
+    assert late[:16] == list(range(16))
+    assert late[16:] == [16, 18, 20, 22]
+    held = Pace(draft_s=0.005, rtt_s=0.12, verify_s=0.01, heard_s=1.0, wait_s=0.09)
     assert not late_tokens(0, held, 1.0)[0]
 
 

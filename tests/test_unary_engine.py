@@ -192,7 +192,7 @@ def test_logprobs_when_asked_for_and_again_when_asked_again() -> None:
         (ask([], [], 6, eos_token_ids="3"), "parameter 'eos_token_ids' is 3; allowed: the default"),
         (ask([], [], 6, ttft_ms=30), "parameter 'tpot_ms' is 200.0; allowed: the default"),
         (ask([], [], 6, seed="x"), "parameter 'seed' is 'x'; allowed: a whole number"),
-        (ask(PROMPT[:3]), "PREFIX_LEN and TOKENS make 3 tokens; allowed for this session: 5 to 13"),
+        (ask([], [], 3), "PREFIX_LEN and TOKENS make 3 tokens; allowed for this session: 5 to 13"),
         (ask([1] * 9, [], 6), "PREFIX_LEN and TOKENS make 15 tokens; allowed for this session: 5 to 13"),
         (ask(PROMPT, session=OTHER, max_new_tokens=99), "'max_new_tokens' is 99; allowed: a whole number from 1 to 55"),
     ],
@@ -204,6 +204,58 @@ def test_what_a_session_cannot_be_asked(request_: VerifyRequest, line: str) -> N
     assert isinstance(refused, InvalidRequest)
     assert line in str(refused)
     assert told(good) == (Status.RUNNING, 1, TEXT[6:8]), "it harms nobody else"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        ask(PROMPT, max_new_tokens=8, ignore_eos=True, seed=4),  # other parameters
+        ask(PROMPT),  # none: the defaults
+        ask(PROMPT[:3]),  # less than the prompt that is held
+        ask(TEXT[:7], max_new_tokens=8, ignore_eos=True),  # what was generated is the prompt now
+        ask(TEXT[:10], TEXT[10:12], prompt_len=5, **EIGHT),  # more than is held
+        ask(TEXT[:6], TEXT[6:8], prompt_len=5, **EIGHT),  # less than is held
+        ask([*TEXT[:6], wrong(TEXT[6])], prompt_len=5, **EIGHT),  # something else than is held
+        ask([wrong(PROMPT[0]), *PROMPT[1:]], **EIGHT),
+        ask(TEXT[:12], prompt_len=11, max_new_tokens=1, logprobs=True),
+        ask(TEXT[:7], prompt_len=5, max_new_tokens=8, eos_token_ids=str(TEXT[6])),
+        ask(TEXT[:7], prompt_len=9),
+        ask(PROMPT, max_new_tokens=99),
+    ],
+)
+def test_a_request_with_all_tokens_is_answered_as_if_nothing_were_held(request_: VerifyRequest) -> None:
+    def shown(answer: Any) -> Any:
+        logprobs = getattr(answer, "logprobs", None)
+        return str(answer) if isinstance(answer, InvalidRequest) else (*told(answer), str(logprobs))
+
+    (expected,) = Server().ask(request_)
+    server = Server()
+    server.ask(first(seed=3), ask([], TEXT[6:8], 6))
+    server.verifier.passes.clear()
+    first_time, second_time = server.ask(request_, request_)
+    assert shown(first_time) == shown(second_time) == shown(expected)
+    refused = isinstance(expected, InvalidRequest)
+    assert len(server.engine.sessions) == 1
+    if refused:
+        assert told(server.ask(ask([], [], 6, seed=3))[0]) == (Status.RUNNING, 0, TEXT[6:7]), "what is held stays"
+
+
+def test_the_same_parameters_go_on_with_what_is_held() -> None:
+    server = Server()
+    server.ask(first(), ask([], TEXT[6:8], 6))
+    num_passes = server.num_passes
+    again = ask(TEXT[:6], TEXT[6:8], prompt_len=5, **EIGHT)
+    assert told(server.ask(again)[0]) == (Status.RUNNING, 2, TEXT[6:9])
+    assert server.num_passes == num_passes
+    server.ask(ask(TEXT[:9], prompt_len=5, **EIGHT))
+    assert [item.num_new_tokens for item in server.verifier.passes[-1]] == [1]
+
+
+def test_a_session_goes_on_with_the_parameters_of_the_last_request_with_all_tokens() -> None:
+    server = Server()
+    server.ask(first(seed=3), first(seed=4))
+    assert isinstance(server.ask(ask([], [], 6, seed=3))[0], InvalidRequest)
+    assert told(server.ask(ask([], [], 6, seed=4))[0]) == (Status.RUNNING, 0, TEXT[6:7])
 
 
 def test_parameters_may_be_repeated() -> None:

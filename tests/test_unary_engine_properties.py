@@ -97,3 +97,28 @@ def test_any_order_of_requests_gives_the_targets_text(
             client.take(request, answer, loses)
         server.clock.now_s += pause_s
     assert len(server.engine.sessions) <= max_sessions
+
+
+whole_requests = st.tuples(
+    st.integers(1, 9),  # tokens of the text
+    st.booleans(),  # the last of them is another
+    st.sampled_from([{}, {"prompt_len": 3}, {"prompt_len": 5}]),
+    st.sampled_from([{}, {"max_new_tokens": 4}, {"max_new_tokens": 8, "seed": 1}]),
+    st.sampled_from([{}, {"ignore_eos": True}, {"eos_token_ids": "0,2"}]),
+    st.integers(0, 3),  # drafts
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(whole_requests, min_size=1, max_size=3), min_size=1, max_size=6), st.booleans())
+def test_a_request_with_all_tokens_is_answered_whatever_is_held(batches: list[list[Any]], sharing: bool) -> None:
+    def request(length: int, spoilt: bool, prompt: Any, limit: Any, eos: Any, num_drafts: int) -> VerifyRequest:
+        text = target_alone(np.array([1, 2, 3]), 12)
+        tokens = [*text[: length - 1], wrong(text[length - 1]) if spoilt else text[length - 1]]
+        return ask(tokens, text[length : length + num_drafts], **prompt, **limit, **eos)
+
+    server = Server(prefix_sharing=sharing)
+    for batch in batches:
+        asked = [request(*step) for step in batch]
+        for one, answer in zip(asked, server.ask(*asked), strict=True):
+            assert str(answer) == str(Server().ask(one)[0])

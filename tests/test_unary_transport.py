@@ -12,7 +12,7 @@ import tritonclient.grpc as triton
 
 from edge_runtime import unary_transport
 from edge_runtime.client import EdgeClient, Patience
-from edge_runtime.unary_transport import UnaryTransport
+from edge_runtime.unary_transport import UnaryTransport, answer_limit_s
 from tests.factories import SESSION, make_draft, make_estimator, make_open
 from tests.fakes import VOCAB_SIZE, FakeVerifier, draft_token, target_alone
 from wisp_plugin.config import EngineConfig
@@ -41,6 +41,7 @@ class FakeTriton:
 
     def __init__(self) -> None:
         self.requests: list[VerifyRequest] = []
+        self.limits_s: list[float] = []
         self.failures: dict[int, Exception | VerifyAnswer | None] = {}  # by number of the request; None: no answer
         self.is_ready = True
         self.num_closed = 0
@@ -55,7 +56,7 @@ class FakeTriton:
         self, model: str, inputs: list[Any], callback: Callable[..., None], *, parameters: Any, **options: Any
     ) -> None:
         assert model == unary_transport.UNARY_MODEL
-        assert 0 < options["client_timeout"] <= 60.0
+        self.limits_s.append(options["client_timeout"])
         tensors = {name: array for name, array in inputs}
         number, request = len(self.requests), decode_verify(parameters, tensors, LIMITS)
         self.requests.append(request)
@@ -157,6 +158,7 @@ def test_what_the_server_has_forgotten_is_sent_again(fake: FakeTriton) -> None:
     assert (asked.prefix_len, again.prefix_len, again.tokens.tolist()) == (4, 0, EXPECTED[:4])
     assert again.draft.tolist() == asked.draft.tolist()
     assert again.parameters["prompt_len"] == 3
+    assert fake.limits_s == pytest.approx([30.15, 30.0, 30.2]), "tokens that are sent take time to compute"
     transport.close()
 
 
@@ -176,6 +178,13 @@ def test_a_lost_answer_is_asked_for_again(fake: FakeTriton, failure: Any, at: in
     assert generated(client) == EXPECTED
     is_noticed = at == 0 or not isinstance(failure, VerifyAnswer)
     assert client.session.stats.num_reopened == int(is_noticed)
+
+
+@pytest.mark.parametrize(("num_tokens", "limit_s"), [(1, 30.05), (5_500, 305.0), (11_400, 600.0), (100_000, 600.0)])
+def test_a_long_prompt_gets_its_time_within_bounds(num_tokens: int, limit_s: float) -> None:
+    tokens = np.zeros(num_tokens, np.int32)
+    assert answer_limit_s(VerifyRequest(SESSION, 0, tokens)) == pytest.approx(limit_s)
+    assert answer_limit_s(VerifyRequest(SESSION, 7, tokens)) == 30.0
 
 
 def test_what_is_refused_is_not_repeated(fake: FakeTriton) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +19,10 @@ from wisp_plugin.errors import ConfigError
 
 BEGIN = "# -- WISP batching strategy: lines of `wisp-server install-plugin`, replaced by it --"
 END = "# -- end of WISP's lines --"
-_BLOCK = re.compile(rf"\n?{re.escape(BEGIN)}.*?{re.escape(END)}\n?", re.DOTALL)
+_BLOCK = re.compile(rf"(?:\r?\n)?{re.escape(BEGIN)}.*?{re.escape(END)}(?:\r?\n)?", re.DOTALL)
 _VALUE = "value:"  # of WISP_CONTEXT_INPUT: the input's one integer, not its length
 _INTEGERS = ("TYPE_INT32", "TYPE_INT64")
+_OTHER_SCHEDULERS = ("sequence_batching", "ensemble_scheduling")  # a model has one of these or dynamic_batching
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,30 +59,31 @@ class PluginSettings:
             "WISP_CONTEXT_INPUT": self.context_input, "WISP_SLO_MS": self.slo_ms, "WISP_MARGIN": self.margin,
         }  # fmt: skip
         return {
-            name: f"{value:g}" if isinstance(value, float) else value
+            name: value if isinstance(value, str) else _exact(value)
             for name, value in named.items()
             if value is not None
         }
 
 
 def with_plugin(text: str, settings: PluginSettings) -> tuple[str, str]:
-    """The whole of a config.pbtxt with WISP's lines in it, and these lines alone.
+    """The whole of a config.pbtxt with WISP's lines in it, ended as its own lines are, and these lines alone with LF.
 
     Raises:
         ConfigError: the file is no model configuration, or one that the strategy cannot work with.
     """
-    bare = _BLOCK.sub("\n", text) if BEGIN in text else text
+    line_end = "\r\n" if 2 * text.count("\r\n") > text.count("\n") else "\n"
+    bare = _BLOCK.sub(line_end, text)
     config = parse(bare)
+    check(config)
     lines = [BEGIN]
     if not config.HasField("dynamic_batching"):
         lines.append("dynamic_batching { }")
     for name, value in settings.parameters().items():
         lines.append(f'parameters {{ key: "{name}" value: {{ string_value: {_quoted(value)} }} }}')
     lines.append(END)
-    block = "\n".join(lines) + "\n"
-    whole = f"{bare.rstrip()}\n\n{block}"
-    check(parse(whole), of_user=config)
-    return whole, block
+    whole = bare.rstrip() + 2 * line_end + "".join(line + line_end for line in lines)
+    parse_inputs(parse(whole), settings.tokens_input, settings.context_input)
+    return whole, "".join(f"{line}\n" for line in lines)
 
 
 def parse(text: str) -> Any:
@@ -97,20 +100,19 @@ def parse(text: str) -> Any:
     return config
 
 
-def check(config: Any, of_user: Any) -> None:
-    """Refuse a configuration with the strategy's parameters in it that Triton or the strategy would refuse.
+def check(config: Any) -> None:
+    """Refuse a user's own configuration that the strategy cannot work with; it is without WISP's lines.
 
-    `of_user`: the same without WISP's lines. Raises ConfigError.
+    Raises ConfigError.
     """
-    outside = sorted(name for name in of_user.parameters if name.startswith("WISP_"))
+    outside = sorted(name for name in config.parameters if name.startswith("WISP_"))
     if outside:
         raise ConfigError(f"config.pbtxt has {outside[0]} outside of WISP's lines; remove it first")
-    if config.HasField("sequence_batching"):
-        raise ConfigError("config.pbtxt has sequence_batching; a batching strategy works with dynamic batching only")
+    for other in _OTHER_SCHEDULERS:
+        if config.HasField(other):
+            raise ConfigError(f"config.pbtxt has {other}; a batching strategy works with dynamic batching only")
     if config.max_batch_size < 1:
         raise ConfigError("max_batch_size is 0; allowed: 1 or more, there is nothing to batch otherwise")
-    given = {name: config.parameters[name].string_value for name in config.parameters}
-    parse_inputs(config, given.get("WISP_TOKENS_INPUT"), given.get("WISP_CONTEXT_INPUT"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,14 +133,24 @@ def parse_inputs(config: Any, tokens_input: str | None, context_input: str | Non
     is_value = bool(context_input) and str(context_input).startswith(_VALUE)
     context = str(context_input).removeprefix(_VALUE) if context_input else None
     for parameter, name in (*(("WISP_TOKENS_INPUT", name) for name in tokens), ("WISP_CONTEXT_INPUT", context)):
-        if name is not None and name not in types:
-            raise ConfigError(f"{parameter} names {name!r}, no input of the model; allowed: {', '.join(types)}")
+        if name is not None:
+            _check_input(parameter, name, types)
     if context is not None and is_value and types[context] not in _INTEGERS:
         raise ConfigError(
             f"WISP_CONTEXT_INPUT wants the value of {context!r}, which is {types[context]}; allowed: "
             f"{', '.join(_INTEGERS)}"
         )
     return SizedInputs(tokens, context, is_value)
+
+
+def _check_input(parameter: str, name: str, types: Mapping[str, str]) -> None:
+    if not types:
+        raise ConfigError(
+            f"{parameter} names {name!r}, but the model's configuration names no inputs; add its inputs to "
+            "config.pbtxt, also where Triton would complete them itself"
+        )
+    if name not in types:
+        raise ConfigError(f"{parameter} names {name!r}, no input of the model; allowed: {', '.join(types)}")
 
 
 def advice(config: Any) -> list[str]:
@@ -160,3 +172,8 @@ def advice(config: Any) -> list[str]:
 
 def _quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _exact(value: float) -> str:
+    """All digits: read again it is the same number. 100 and not 100.0."""
+    return repr(float(value)).removesuffix(".0")

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import filecmp
 import hashlib
+import itertools
+import os
+import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from triton_models.artifacts import Progress
-from triton_models.plugin_config import PluginSettings, advice, parse, with_plugin
+from triton_models.plugin_config import BEGIN, PluginSettings, advice, parse, with_plugin
 from wisp_plugin.errors import ConfigError
 from wisp_plugin.home import wisp_home
 from wisp_plugin.profile import load_profile
 
+CONFIG = "config.pbtxt"
 LIBRARY = "batchstrategy.so"  # Triton looks for it under this name in the version's or the model's directory
 PROFILE = "wisp_profile.json"  # name that a profile gets in the model directory
 FIRST_PROFILE = "first_profile.json"  # stands in until the model has measured its own
 SOURCES = Path(__file__).resolve().parents[1] / "wisp_plugin" / "batch_strategy"
 _BUILD_LIMIT_S = 300.0
+_VERSION = re.compile("0|[1-9][0-9]*")  # names that Triton takes for versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +68,13 @@ def build_library(progress: Progress) -> Path:
 def install(options: InstallOptions, progress: Progress) -> str:
     """Put the library in place and say, or with `write` do, what config.pbtxt needs; the report for a person.
 
-    Everything is checked before anything is written. A config.pbtxt that is changed is kept as `config.pbtxt.bak`.
+    Everything is checked before anything is written, and the library comes last: parameters without it do nothing,
+    but with it and without them the model does not load. A config.pbtxt that is changed is kept (see `_backup`).
 
     Raises:
         ConfigError: no model directory, a configuration that cannot work, no compiler, or no right to write.
     """
-    config_path = options.model_dir / "config.pbtxt"
-    if not config_path.is_file():
-        raise ConfigError(f"{options.model_dir} is no model directory: it has no config.pbtxt")
-    before = config_path.read_text(encoding="utf-8")
+    before = _read_config(options.model_dir)
     settings = options.settings
     if options.profile is not None:
         load_profile(options.profile)  # refuses what is none
@@ -77,16 +82,29 @@ def install(options: InstallOptions, progress: Progress) -> str:
     after, block = with_plugin(before, settings)
     target = _version_dir(options.model_dir, options.version) / LIBRARY
     library = build_library(progress)
-    try:
-        _copy(library, target)
-        if options.profile is not None:
-            _copy(options.profile, options.model_dir / PROFILE)
-        if options.write and after != before:
-            _copy(config_path, config_path.with_suffix(".pbtxt.bak"))
-            config_path.write_text(after, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{error.filename} cannot be written: {error.strerror}") from None
-    return _report(options, target, block, advice(parse(after)))
+    if options.profile is not None:
+        _copy(options.profile, options.model_dir / PROFILE)
+    config_path = options.model_dir / CONFIG
+    if options.write and after != before:
+        backup = _change(config_path, after)
+        said = f"{config_path} now ends with these lines; what it was before is {backup.name}"
+    else:
+        said = _to_do(config_path, before, after)
+    _copy(library, target)
+    notes = "".join(f"\nnote: {hint}" for hint in advice(parse(after)))
+    return f"installed {target}\n{said}:\n\n{block}{notes}\nReload the model for it to take effect."
+
+
+def _to_do(config_path: Path, before: str, after: str) -> str:
+    """What a person has to do with the lines that were not written."""
+    if after == before:
+        return f"{config_path} has these lines already"
+    if BEGIN in before:
+        return f"put these lines in place of those in {config_path}, or run this again with --write"
+    return (
+        f"the model will not load again until these lines are in its {CONFIG}: add them to {config_path}, or run this "
+        "again with --write"
+    )
 
 
 def prepare(model_dir: Path, progress: Progress) -> None:
@@ -94,43 +112,85 @@ def prepare(model_dir: Path, progress: Progress) -> None:
 
     Only where config.pbtxt has parameters of the strategy. Raises ConfigError as `install` does.
     """
-    if "WISP_" not in (model_dir / "config.pbtxt").read_text(encoding="utf-8"):
+    if "WISP_" not in _read_config(model_dir):
         return
     target, library = _version_dir(model_dir, None) / LIBRARY, build_library(progress)
+    if not (model_dir / PROFILE).exists() and (model_dir / FIRST_PROFILE).exists():
+        _copy(model_dir / FIRST_PROFILE, model_dir / PROFILE)
+    _copy(library, target)
+
+
+def _read_config(model_dir: Path) -> str:
+    """config.pbtxt with its own line ends. Raises ConfigError."""
+    path = model_dir / CONFIG
     try:
-        _copy(library, target)
-        if not (model_dir / PROFILE).exists() and (model_dir / FIRST_PROFILE).exists():
-            _copy(model_dir / FIRST_PROFILE, model_dir / PROFILE)
+        return path.read_bytes().decode("utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(f"{model_dir} is no model directory: it has no {CONFIG}") from None
     except OSError as error:
-        raise ConfigError(f"{error.filename} cannot be written: {error.strerror}") from None
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} cannot be read: byte {error.start} is not UTF-8; allowed: UTF-8 text") from None
 
 
 def _version_dir(model_dir: Path, version: int | None) -> Path:
-    versions = sorted(int(path.name) for path in model_dir.iterdir() if path.is_dir() and path.name.isdigit())
+    """The directory of `version`, None: the newest. ConfigError if there is none."""
+    versions = sorted(int(path.name) for path in model_dir.iterdir() if _VERSION.fullmatch(path.name) and path.is_dir())
     if version is None and versions:
         version = versions[-1]
     if version not in versions:
+        wanted = "no version" if version is None else f"no version {version}"
         allowed = ", ".join(map(str, versions)) or "none, the directory has no version"
-        raise ConfigError(f"{model_dir} has no version {version or ''}; allowed: {allowed}".replace("  ", " "))
+        raise ConfigError(f"{model_dir} has {wanted}; allowed: {allowed}")
     return model_dir / str(version)
 
 
 def _copy(source: Path, target: Path) -> None:
     """Copy unless it is there already: a server that has the library open keeps what it has mapped."""
-    if target.is_file() and filecmp.cmp(source, target, shallow=False):
-        return
-    if target.exists() and source.samefile(target):
-        return
+    if not _is_copy(source, target):
+        _put(target, lambda scratch: shutil.copyfile(source, scratch))
+
+
+def _is_copy(source: Path, target: Path) -> bool:
+    try:
+        return target.is_file() and filecmp.cmp(source, target, shallow=False)
+    except OSError as error:
+        raise ConfigError(f"{error.filename} cannot be read: {error.strerror}") from None
+
+
+def _put(target: Path, write: Callable[[Path], object]) -> None:
+    """What `write` writes takes the place of `target` at once: nobody sees half of it. ConfigError if it cannot."""
     scratch = target.with_name(f".{target.name}~")
-    shutil.copyfile(source, scratch)
-    scratch.replace(target)
+    try:
+        write(scratch)
+        scratch.replace(target)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            scratch.unlink()
+        raise ConfigError(f"{target} cannot be written: {error.strerror}") from None
 
 
-def _report(options: InstallOptions, target: Path, block: str, hints: list[str]) -> str:
-    config_path = options.model_dir / "config.pbtxt"
-    if options.write:
-        said = f"{config_path} now ends with these lines; what it was before is {config_path.name}.bak"
-    else:
-        said = f"add these lines to {config_path}, or run this again with --write"
-    notes = "".join(f"\nnote: {hint}" for hint in hints)
-    return f"installed {target}\n{said}:\n\n{block}{notes}\nReload the model for it to take effect."
+def _change(config_path: Path, text: str) -> Path:
+    """Replace the file, or what it is a link to; mode and owner stay. Returns the path of what it was before."""
+    backup, target = _backup(config_path), config_path.resolve()
+
+    def write(scratch: Path) -> None:
+        scratch.write_bytes(text.encode())
+        shutil.copymode(target, scratch)
+        if os.geteuid() == 0:  # else the file would become root's, and perhaps unreadable for the server
+            os.chown(scratch, target.stat().st_uid, target.stat().st_gid)
+
+    _put(target, write)
+    return backup
+
+
+def _backup(config_path: Path) -> Path:
+    """Copy to config.pbtxt.bak, .bak.1, ...: the first that is free, or holds the same already."""
+    for number in itertools.count():
+        backup = config_path.with_name(f"{CONFIG}.bak.{number}" if number else f"{CONFIG}.bak")
+        if _is_copy(config_path, backup):
+            return backup
+        if not os.path.lexists(backup):
+            _put(backup, lambda scratch: shutil.copy(config_path, scratch))
+            return backup
+    raise AssertionError("unreachable")

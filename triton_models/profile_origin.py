@@ -1,15 +1,12 @@
-"""What a profile is of, and where it is kept: target, device, threads, versions; and who made it."""
+"""What a profile is of, and where it is kept: target, device, threads, versions."""
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import importlib.metadata
 import platform
 import re
-import subprocess
 from pathlib import Path
-from typing import TypedDict
 
 import torch
 from transformers.utils import cached_file
@@ -21,13 +18,6 @@ from wisp_plugin.profile import Fingerprint
 
 _PACKAGES = ("torch", "transformers")  # they decide about the time of a forward
 _WEIGHTS = (".safetensors", ".bin", ".pt")
-
-
-class Origin(TypedDict):
-    """Part of `Measurement`: when, and by which WISP."""
-
-    created: str
-    wisp: str
 
 
 def fingerprint_of(verifier: TorchVerifier) -> Fingerprint:
@@ -74,21 +64,3 @@ def profile_path(of: Fingerprint | str) -> Path:
         return Path(of).expanduser().absolute()
     parts = [of.model, of.dtype, of.device, *([f"{of.num_threads}-threads"] if of.num_threads else [])]
     return profile_dir() / (re.sub(r"[^a-z0-9.]+", "-", " ".join(parts).lower()).strip("-.") + ".json")
-
-
-def origin() -> Origin:
-    """Now and this WISP."""
-    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return Origin(created=created, wisp=f"{__version__} {_commit()}")
-
-
-def _commit() -> str:
-    """Short hash of the checkout that this file lies in, `no checkout` elsewhere."""
-    root = Path(__file__).resolve().parents[1]
-    if not (root / ".git").exists():
-        return "no checkout"  # an installed package, perhaps inside somebody else's checkout
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"

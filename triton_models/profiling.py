@@ -6,7 +6,6 @@ all sizes alike and does not look like structure, and the median of a pass's rep
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,20 +13,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from triton_models.artifacts import Progress
-from triton_models.profile_origin import fingerprint_of, origin, profile_path
+from triton_models.profile_fit import fit_repeats
+from triton_models.profile_origin import fingerprint_of, profile_path
 from triton_models.profile_passes import Cell, cell_features, num_new_tokens, sweep_cells, time_pass
 from triton_models.torch_verifier import TorchVerifier
 from wisp_plugin.config import EngineConfig
-from wisp_plugin.cost_fit import MIN_PASSES, fit_costs
+from wisp_plugin.cost_fit import MIN_PASSES
 from wisp_plugin.errors import ConfigError
-from wisp_plugin.estimator import Estimator, Floats
-from wisp_plugin.profile import Fingerprint, Measurement, Profile, load_profile, save_profile
+from wisp_plugin.estimator import Floats
+from wisp_plugin.profile import Fingerprint, Profile, load_profile, save_profile
 
 START_BUDGET_S = 20.0  # of the sweep that a first start makes by itself
 _PROGRESS_S = 2.0
-# Of a normal distribution: deviations that 5 % exceed, and deviations per median of absolute values.
-_LATE_DEVIATIONS, _MEDIAN_TO_DEVIATION = 1.645, 1.4826
-_LEAST_DEVIATION = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,37 +108,3 @@ def measure_sweep(
 def fit_profile(sweep: Sweep, fingerprint: Fingerprint) -> Profile:
     """`fit_repeats` of a sweep."""
     return fit_repeats(sweep.features, sweep.repeats_s, sweep.seconds, fingerprint)
-
-
-def fit_repeats(
-    features: Floats, repeats_s: Sequence[Sequence[float]], seconds: float, fingerprint: Fingerprint
-) -> Profile:
-    """Costs from the medians of repeats; margin and noise from how far single passes lie from their prediction.
-
-    `features` `[N, F]` of N different passes, the seconds of each of their repeats, and how long measuring took.
-    """
-    fit = fit_costs(features, np.array([np.median(times) for times in repeats_s]))
-    predicted_s = Estimator(fit.costs).predict(features)
-    logs = [np.log(np.asarray(times) / p) for times, p in zip(repeats_s, predicted_s, strict=True)]
-    # From the median and not from the tail: a sweep is short, and a margin that starts too high is unlearnt slowly,
-    # one that starts too low within a few late passes.
-    deviation = max(_LEAST_DEVIATION, _MEDIAN_TO_DEVIATION * float(np.median(np.abs(np.concatenate(logs)))))
-    measured = Measurement(
-        num_passes=len(repeats_s),
-        num_repeats=min(map(len, repeats_s)),
-        repeat_noise=repeat_noise(repeats_s),
-        fit_error=fit.error,
-        seconds=seconds,
-        **origin(),
-    )
-    margin = math.exp(_LATE_DEVIATIONS * deviation)
-    return Profile(fingerprint, fit.costs, margin, deviation, measured)
-
-
-def repeat_noise(repeats_s: Sequence[Sequence[float]]) -> float:
-    """Mean relative difference of a pass to the median of its repeats, over passes that ran three times or more.
-
-    0 without any: unknown.
-    """
-    several = [np.asarray(times) for times in repeats_s if len(times) >= 3]
-    return float(np.mean(np.concatenate([np.abs(t / np.median(t) - 1) for t in several]))) if several else 0.0

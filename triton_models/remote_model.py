@@ -7,6 +7,7 @@ computed. So neither network nor queue is in them, and requests that the dynamic
 from __future__ import annotations
 
 import queue
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +16,15 @@ import numpy as np
 import tritonclient.grpc as triton
 from tritonclient.utils import triton_to_np_dtype
 
+from triton_models.artifacts import Progress
 from triton_models.plugin_config import parse_inputs
 from wisp_plugin.errors import ConfigError, ModelError
 from wisp_plugin.estimator import EMPTY_PASS, Floats, item_features
 
 _REQUEST_LIMIT_S = 120.0
+_TOO_LATE = "StatusCode.DEADLINE_EXCEEDED"  # the client's limit, not one of the server's
+_SHOWN_EVERY_S = 5.0  # while there is no answer
+Answers = queue.SimpleQueue[Exception | None]  # of requests: nothing, or what failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,27 +43,32 @@ class RequestSize:
         each = item_features(self.num_context, self.num_tokens + self.num_drafts, 1 + self.num_drafts)
         return EMPTY_PASS + num_requests * each
 
+    def in_words(self) -> str:
+        """As in `256 new tokens, 15 draft tokens, 1 context token`; without what there is none of."""
+        counts = {"new": self.num_tokens, "draft": self.num_drafts, "context": self.num_context}
+        return ", ".join(f"{n} {kind} token{'' if n == 1 else 's'}" for kind, n in counts.items() if n)
+
 
 class RemoteModel:
     """A model that batches dynamically, on the server at `url` (HOST:PORT of gRPC)."""
 
     def __init__(
         self, url: str, name: str, tokens_input: str | None, context_input: str | None,
-        shapes: Mapping[str, Sequence[int]],
+        shapes: Mapping[str, Sequence[int]], progress: Progress,
     ) -> None:  # fmt: skip
         """`tokens_input` and `context_input` as WISP_TOKENS_INPUT and WISP_CONTEXT_INPUT; `shapes` (without the batch
-        dimension) of other inputs whose shape config.pbtxt leaves open.
+        dimension) of other inputs whose shape config.pbtxt leaves open; `progress` hears of long waiting.
 
         Raises:
             ModelError: no server, no such model, or it is not ready.
             ConfigError: the model does not batch, or an input is unknown or of unknown shape.
         """
-        self.name = name
+        self.name, self._url, self._progress = name, url, progress
         self._client = triton.InferenceServerClient(url)
         try:
             self.config = self._client.get_model_config(name, client_timeout=_REQUEST_LIMIT_S).config
         except triton.InferenceServerException as error:
-            raise ModelError(f"model {name!r} on {url}: {_one_line(error)}") from None
+            raise self._failed(error) from None
         if self.config.max_batch_size < 1:
             raise ConfigError(f"model {name!r} has max_batch_size 0: it does not batch, there is nothing to decide")
         self._sized = parse_inputs(self.config, tokens_input, context_input)
@@ -90,15 +100,12 @@ class RemoteModel:
         """
         inputs = [self._input(one, size) for one in self.config.input]
         before = self._batches()
-        answers: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+        answers: Answers = queue.SimpleQueue()
         for _ in range(num_requests):
             self._client.async_infer(
                 self.name, inputs, callback=lambda result, error: answers.put(error), client_timeout=_REQUEST_LIMIT_S
             )
-        for _ in range(num_requests):
-            error = answers.get(timeout=2 * _REQUEST_LIMIT_S)
-            if error is not None:
-                raise ModelError(f"model {self.name!r} refuses {size}: {_one_line(error)}")
+        self._wait(answers, size, num_requests)
         per_request = 1 if self._sized.tokens else size.num_tokens
         taken: dict[int, tuple[int, float]] = {}
         for batch_size, (count, seconds) in self._batches().items():
@@ -107,9 +114,27 @@ class RemoteModel:
                 taken[batch_size // per_request] = (count - count0, (seconds - seconds0) / (count - count0))
         return taken
 
+    def _wait(self, answers: Answers, size: RequestSize, num_requests: int) -> None:
+        """Until all of a burst are answered; tells of it if that takes long. ModelError for the first that fails."""
+        start_s, num_answered = time.perf_counter(), 0
+        sent = f"a request of {size.in_words()}" + (f" ({num_requests} at once)" if num_requests > 1 else "")
+        while num_answered < num_requests:
+            try:
+                error = answers.get(timeout=_SHOWN_EVERY_S)
+            except queue.Empty:
+                waited_s = time.perf_counter() - start_s
+                self._progress(f"profile: no answer to {sent} for {waited_s:.0f} of {_REQUEST_LIMIT_S:.0f} s")
+                continue  # every request is answered in the end, if only by its client's limit
+            if error is not None:
+                raise self._failed(error, sent)
+            num_answered += 1
+
     def _batches(self) -> dict[int, tuple[int, float]]:
         """Per batch size: batches so far, and their seconds of input, computing and output."""
-        stats = self._client.get_inference_statistics(self.name, client_timeout=_REQUEST_LIMIT_S).model_stats[-1]
+        try:
+            stats = self._client.get_inference_statistics(self.name, client_timeout=_REQUEST_LIMIT_S).model_stats[-1]
+        except triton.InferenceServerException as error:
+            raise self._failed(error) from None
         return {
             int(one.batch_size): (
                 int(one.compute_infer.count),
@@ -117,6 +142,14 @@ class RemoteModel:
             )
             for one in stats.batch_stats
         }
+
+    def _failed(self, error: Exception, sent: str | None = None) -> ModelError:
+        """What to raise for an error of the client; `sent` None: a question about the model, not to it."""
+        model, reason = f"model {self.name!r} on {self._url}", " ".join(str(error).split())
+        if isinstance(error, triton.InferenceServerException) and error.status() == _TOO_LATE:
+            hint = "; requests get smaller by --max-tokens and --max-context" if sent else ""
+            return ModelError(f"{model} did not answer {sent or 'at all'} within {_REQUEST_LIMIT_S:g} s{hint}")
+        return ModelError(f"{model} refuses {sent}: {reason}" if sent else f"{model}: {reason}")
 
     def _input(self, one: Any, size: RequestSize) -> triton.InferInput:
         tokens, context = self._sized.tokens, self._sized.context
@@ -154,7 +187,3 @@ class RemoteModel:
         for one in self.config.input:
             if -1 in one.dims and one.name not in sized and one.name not in self._shapes:
                 raise ConfigError(f"input {one.name!r} has shape {list(one.dims)}; give it by --shape {one.name}:D1,D2")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from triton_models.artifacts import Progress
-from triton_models.profiling import fit_repeats
+from triton_models.profile_fit import fit_repeats
 from triton_models.remote_model import RemoteModel, RequestSize
 from wisp_plugin.cost_fit import MIN_PASSES
 from wisp_plugin.errors import ConfigError
@@ -53,7 +53,8 @@ def run(options: RemoteOptions, progress: Progress) -> str:
     """
     if not 0 < options.budget_s <= _MAX_BUDGET_S:  # also refuses NaN
         raise ConfigError(f"--seconds is {options.budget_s}; allowed: above 0, up to {_MAX_BUDGET_S:g}")
-    model = RemoteModel(options.url, options.model, options.tokens_input, options.context_input, options.shapes or {})
+    inputs = (options.tokens_input, options.context_input, options.shapes or {})
+    model = RemoteModel(options.url, options.model, *inputs, progress)
     sizes = request_sizes(model, options.max_tokens, options.max_context)
     started_s = time.perf_counter()
     repeats = measure(model, sizes, options.budget_s, progress)

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from wisp_plugin.draft_stats import DraftStats
 from wisp_plugin.errors import ModelError
+from wisp_plugin.npz_file import DAMAGED
 
 Array = npt.NDArray[np.float32]
 FORMAT = 1
@@ -126,21 +127,21 @@ class AcceptanceModel:
                     raise ModelError(f"{path} was trained for another version; run `wisp-edge train-controller` again")
                 arrays = {name: np.asarray(data[name], np.float32) for name in cls.__slots__ if name != "token_rates"}
                 token_rates = np.asarray(data["token_rates"], np.int8)
+            base, cost = float(arrays.pop("base")), float(arrays.pop("false_alarm_cost"))
         except FileNotFoundError:
             raise ModelError(f"controller weights {path} do not exist") from None
-        except (OSError, KeyError, ValueError) as error:
+        except DAMAGED as error:
             raise ModelError(f"{path} holds no controller weights of `wisp-edge train-controller`: {error}") from None
-        base, cost = float(arrays.pop("base")), float(arrays.pop("false_alarm_cost"))
         model = cls(**arrays, token_rates=token_rates, base=base, false_alarm_cost=cost)
         model._check(path)
         return model
 
     def _check(self, path: Path) -> None:
-        num_features, num_hidden = len(FEATURES), len(self.bias)
-        shapes = (self.mean.shape, self.scale.shape, self.weights.shape, self.out_weights.shape, self.out_bias.shape)
-        wanted = ((num_features,), (num_features,), (num_features, num_hidden), (num_hidden, 2), (2,))
+        num_features, num_hidden = len(FEATURES), self.bias.size
         values = (self.mean, self.scale, self.weights, self.bias, self.out_weights, self.out_bias)
-        if self.token_rates.shape != (len(self.token_rates), 2):
+        shapes = tuple(array.shape for array in values)
+        wanted = ((num_features,), (num_features,), (num_features, num_hidden), (num_hidden,), (num_hidden, 2), (2,))
+        if self.token_rates.ndim != 2 or self.token_rates.shape[1] != 2:
             raise ModelError(f"{path} holds damaged controller weights: token rates {self.token_rates.shape}")
         if shapes != wanted or not all(np.isfinite(array).all() for array in values) or not 0.0 < self.base < 1.0:
             raise ModelError(f"{path} holds damaged controller weights: shapes {shapes}")

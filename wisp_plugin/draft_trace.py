@@ -20,6 +20,7 @@ import numpy.typing as npt
 from wisp_plugin.draft_stats import NUM_STATS, DraftStats
 from wisp_plugin.errors import ModelError
 from wisp_plugin.messages import Tokens
+from wisp_plugin.npz_file import DAMAGED
 
 Stats = npt.NDArray[np.float32]
 FORMAT = 1
@@ -126,7 +127,7 @@ class DraftTrace:
                 texts = list(_texts(*[data[name] for name in _ARRAYS]))
         except FileNotFoundError:
             raise ModelError(f"trace {path} does not exist") from None
-        except (OSError, KeyError, ValueError, AssertionError) as error:
+        except DAMAGED as error:
             raise ModelError(f"{path} is no trace of `wisp-edge trace`: {error}") from None
         return cls(texts, about)
 

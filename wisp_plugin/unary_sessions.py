@@ -68,19 +68,26 @@ class UnarySessions:
         """The session `name` in a state that answers `request`: its committed tokens begin with those of the request,
         and what it holds behind them is the target's own. None: the server does not hold the prefix.
 
+        A request without a prefix says all there is to say, so it is answered as if nothing were held. What is held
+        helps if it is of the same parameters (those given, else the defaults) and agrees with TOKENS as far as both
+        go; else the session is held anew.
+
         Raises:
-            InvalidRequest: a parameter's value, or tokens that the session cannot have.
+            InvalidRequest: a parameter's value, or tokens that the session cannot have. What is held stays.
         """
         held = self._held.get(name)
-        if held is None:
-            if request.prefix_len:
-                return None
+        if not request.prefix_len:
             opened = decode_first(request, name, self._limits)
-            return self._hold(opened, now_s)
+            if held is None or held.session.conflicts_with(opened):
+                self.forget(name)
+                return self._hold(opened, now_s)
+        if held is None:
+            return None
         self._held.move_to_end(name)
         held.used_s = now_s
         session = held.session
-        check_repeated(request, session.opened, self._limits)
+        if request.prefix_len:
+            check_repeated(request, session.opened, self._limits)
         if request.prefix_len > session.num_committed:
             return None
         low, high, end = session.opened.prompt_len, session.opened.end, request.num_committed

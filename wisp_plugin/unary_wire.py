@@ -12,10 +12,12 @@
     LOGPROBS      FP32[-1]   of NEXT_TOKENS, when asked for
 
 Every tensor has Triton's batch dimension in front, `[1, n]`: it is put on and taken off here and nowhere else. Request
-parameters are those of `open` but for `op` and `mode`. They come with a session's first request; repeated later they
-must be the same. `wisp_slo_ms` and `wisp_deadline_us` may come with every request: they are for the batching strategy
-(`batch_strategy`) and mean nothing to the model. What a request is answered follows from tokens, parameters and seed
-alone, so it may be repeated.
+parameters are those of `open` but for `op` and `mode`. They come with every request that has PREFIX_LEN 0: what it
+does not give has its default (`prompt_len`: all of TOKENS), whatever the server holds, and the session goes on with
+them. Behind a prefix they are the session's; repeated there they must be the same. `wisp_slo_ms` and `wisp_deadline_us`
+may come with every request: they are for the batching strategy (`batch_strategy`) and mean nothing to the model. What a
+request is answered follows from tokens, parameters and seed alone, so it may be repeated; what the server still holds
+only decides how long that takes, and whether a prefix has to be sent again.
 """
 
 from __future__ import annotations

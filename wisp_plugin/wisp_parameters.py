@@ -12,7 +12,6 @@ class WispParameters:
     # What a token is worth
     horizon_tokens: float = 8.0  # so far ahead of its schedule a session's token has the least value
     least_value: float = 0.02
-    waiting_value: float = 0.005  # the least value while prefill waits
     most_value: float = 2.0  # of a session that is `horizon_tokens` behind
     lost_value: float = 0.05  # factor for a session whose SLO cannot be met any more
     # Who takes part, who waits

@@ -124,10 +124,8 @@ class Wisp:
         ahead = (slack_s / c.tpot_s)[:, None] + levels
         if rows is None and self._is_idle(c, own_work):
             ahead[:] = 0.0  # nobody else needs the time of the server: what is ahead of its SLO counts in full
-        # While prefill waits, what is not needed for a long time is worth nothing: the time is better spent on prefill.
-        least_value = p.least_value if rows is None else p.waiting_value
-        slope = (1.0 - least_value) / p.horizon_tokens
-        value = np.minimum(np.maximum(1.0 - slope * ahead, least_value), p.most_value)
+        slope = (1.0 - p.least_value) / p.horizon_tokens
+        value = np.minimum(np.maximum(1.0 - slope * ahead, p.least_value), p.most_value)
         value[:, 1:] *= c.survival
         is_lost = c.is_lost > 0
         value[is_lost] *= p.lost_value

@@ -204,7 +204,7 @@ def test_traces_of_two_drafts_along_the_targets_texts(server: ServerProcess, jud
         assert same.behind.shape[1] == 0
     assert traces[0].acceptance > 0.5
     refused = one_line(wisp_edge("train-controller", str(first), str(second), "--out", str(tmp_path / "weights.npz")))
-    assert "4 texts are too few to train on; at least" in refused
+    assert "2 prompts are too few to train on; at least" in refused
     assert not (tmp_path / "weights.npz").exists()
 
 

@@ -109,7 +109,7 @@ std::optional<FileStamp> stamp_of(const std::string& path) noexcept {
   struct stat status = {};
   if (stat(path.c_str(), &status) != 0) return std::nullopt;
   return FileStamp{std::int64_t{status.st_mtim.tv_sec} * 1'000'000'000 + status.st_mtim.tv_nsec,
-                   std::int64_t{status.st_size}, status.st_ino};
+                   std::int64_t{status.st_size}, status.st_ino, S_ISREG(status.st_mode)};
 }
 
 }  // namespace
@@ -181,14 +181,16 @@ void CostSource::look() noexcept {
 
 CostModel CostSource::load() const {
   const std::string name = "WISP_PROFILE " + quoted(path_);
-  std::ifstream file(path_, std::ios::binary);
+  const std::string allowed = "; allowed: the path of a profile, absolute or relative to the model's directory";
+  // Before it is opened: to open a FIFO would wait for somebody who writes into it.
   const std::optional<FileStamp> stamp = stamp_of(path_);
-  if (!file || !stamp) throw ConfigError(name + " cannot be read; allowed: the path of a profile, absolute or relative "
-                                                "to the model's directory");
+  if (stamp && !stamp->is_regular) throw ConfigError(name + " is no regular file" + allowed);
+  std::ifstream file;
+  if (stamp) file.open(path_, std::ios::binary);
+  if (!file.is_open()) throw ConfigError(name + " cannot be read" + allowed);
   if (stamp->num_bytes > kMaxBytes) throw ConfigError(name + " is larger than a profile can be (1 MiB)");
-  const std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
   try {
-    CostModel costs = parse_profile(text);
+    CostModel costs = parse_profile({std::istreambuf_iterator<char>(file), {}});
     if (margin_) costs.margin = *margin_;
     return costs;
   } catch (const std::exception& error) {

@@ -21,9 +21,11 @@ struct FileStamp {
   std::int64_t modified_ns = 0;
   std::int64_t num_bytes = 0;
   ino_t inode = 0;
+  bool is_regular = false;  // else a folder, a FIFO, a device
 
   bool operator==(const FileStamp& other) const noexcept {
-    return modified_ns == other.modified_ns && num_bytes == other.num_bytes && inode == other.inode;
+    return modified_ns == other.modified_ns && num_bytes == other.num_bytes && inode == other.inode &&
+           is_regular == other.is_regular;
   }
 };
 

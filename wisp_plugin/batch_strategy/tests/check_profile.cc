@@ -1,4 +1,7 @@
 // Costs, the profile file, and a file that changes while the model is loaded.
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
@@ -32,6 +35,8 @@ void write_file(const std::string& path, const std::string& text) {
 namespace {
 
 using wisp_test::profile_text;
+
+constexpr unsigned kLongest_s = 60;  // a check that waits for ever is ended by the alarm
 
 std::string refusal(std::string text, const std::string& old_part, const std::string& new_part) {
   text.replace(text.find(old_part), old_part.size(), new_part);
@@ -104,6 +109,34 @@ void check_reload(const std::string& folder) {
   CHECK(own_margin.costs().margin == 2.0);
 }
 
+// What is no regular file is not opened: the batcher's thread would wait in a FIFO for somebody who writes.
+void check_irregular(const std::string& folder) {
+  const std::string path = folder + "/irregular.json";
+  alarm(kLongest_s);
+  CHECK(mkfifo(path.c_str(), 0600) == 0);
+  try {
+    const wisp::CostSource source(path, std::nullopt);
+    CHECK(!"a FIFO is a profile");
+  } catch (const wisp::ConfigError& error) {
+    CHECK_HAS(error.what(), "is no regular file");
+  }
+  wisp_test::write_file(path, profile_text(0.03));
+  wisp::CostSource source(path, std::nullopt);
+  std::int64_t now_ms = 10;
+  source.refresh(now_ms);
+  fakes::taken_log();
+  CHECK(std::filesystem::remove(path) && mkfifo(path.c_str(), 0600) == 0);
+  for (int i = 0; i < 3; ++i) source.refresh(now_ms += wisp::CostSource::kLookEvery_ms);
+  CHECK(std::filesystem::remove(path) && std::filesystem::create_directory(path));
+  for (int i = 0; i < 3; ++i) source.refresh(now_ms += wisp::CostSource::kLookEvery_ms);
+  const auto log = fakes::taken_log();
+  CHECK(source.costs().memory[0] == 0.03 && log.size() == 2);
+  for (const std::string& line : log) CHECK_HAS(line, "is no regular file; allowed: the path of a profile");
+  for (const std::string& line : log) CHECK_HAS(line, "; the old costs stay in use");
+  CHECK(std::filesystem::remove(path));
+  alarm(0);
+}
+
 void check_loaded(const std::string& folder) {
   wisp_test::write_file(folder + "/profile.json", profile_text(0.03));
   wisp_test::Loaded loaded({{"WISP_PROFILE", "profile.json"}}, folder);
@@ -114,7 +147,8 @@ void check_loaded(const std::string& folder) {
   wisp_test::write_file(folder + "/bad.json", std::string((1 << 20) + 1, ' '));
   CHECK_HAS(fakes::taken_message(TRITONBACKEND_ModelBatcherInitialize(&batcher, model.handle())), "1 MiB");
   model.config_json = fakes::model_config({{"WISP_PROFILE", "."}});
-  CHECK(!fakes::taken_message(TRITONBACKEND_ModelBatcherInitialize(&batcher, model.handle())).empty());
+  CHECK_HAS(fakes::taken_message(TRITONBACKEND_ModelBatcherInitialize(&batcher, model.handle())),
+            "/.\" is no regular file; allowed: the path of a profile");
 }
 
 }  // namespace
@@ -135,5 +169,6 @@ void check_costs() {
 void check_profile(const std::string& folder) {
   check_malformed();
   check_reload(folder);
+  check_irregular(folder);
   check_loaded(folder);
 }
