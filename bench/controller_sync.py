@@ -22,11 +22,11 @@ MakeRule = Callable[[], StopRule]
 # Baselines are swept, and each setting sees every one of them at its best there.
 SWEEPS: dict[str, list[tuple[str, MakeRule]]] = {
     "fixed": [(f"fixed {k}", lambda k=k: Fixed(k)) for k in FIXED_LENGTHS],  # type: ignore[misc]
-    "svip": [(f"svip {h}", lambda h=h: Svip(h, 48)) for h in (0.3, 0.5, 0.7, 0.9, 1.1, 1.4, 1.8)],  # type: ignore[misc]
+    "svip": [(f"svip {h}", lambda h=h: Svip(h, 48)) for h in (0.3, 0.5, 0.7, 0.9, 1.1, 1.4, 1.8, 2.1, 2.4, 2.8)],  # type: ignore[misc]
     "adaedl": [
         (f"adaedl {gamma} {rate}", lambda gamma=gamma, rate=rate: AdaEdl(gamma, rate, 48))  # type: ignore[misc]
-        for gamma in (0.1, 0.2, 0.4)
-        for rate in (0.5, 0.7, 0.9)
+        for gamma in (0.03, 0.07, 0.1, 0.2, 0.4)
+        for rate in (0.1, 0.3, 0.5, 0.7, 0.9)
     ],
     "paper": [(f"paper {p}", lambda p=p: Paper(p, 48)) for p in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)],  # type: ignore[misc]
 }

@@ -28,6 +28,7 @@ class Patience:
     """Limits of waiting, in seconds."""
 
     commit_s: float = 60.0  # without any commit this long, the connection counts as lost
+    prefill_token_s: float = 0.05  # longer by this for each committed token, before the first commit on a connection
     reconnect_s: float = 60.0  # how long a lost connection or an overloaded server is tried again
     first_retry_s: float = 0.1  # first pause between two tries; doubles up to `max_retry_s`
     max_retry_s: float = 2.0
@@ -92,6 +93,7 @@ class EdgeClient:
     _thread: DraftingThread | None = field(init=False, default=None)
     _lost_since_s: float | None = field(init=False, default=None)
     _pause_s: float = field(init=False, default=0.0)
+    _is_answered: bool = field(init=False, default=False)  # a commit has come on this connection
 
     def __post_init__(self) -> None:
         self._work = EdgeWork(self.session, self.transport, self.drafter, self.opened.sampling, self.clock)
@@ -129,7 +131,7 @@ class EdgeClient:
     def _apply(self, commit: Commit) -> Tokens:
         now_s = self.clock()
         tokens = self._work.on_commit(commit, now_s)
-        self._lost_since_s, self._pause_s = None, 0.0
+        self._lost_since_s, self._pause_s, self._is_answered = None, 0.0, True
         self.times.on_tokens(len(tokens), now_s)
         self.on_commit(commit)
         return tokens
@@ -149,13 +151,15 @@ class EdgeClient:
             self._thread.check()
 
     def _wait_for_commit(self) -> Commit:
-        """The next commit. TransportError if both sides are silent for `patience.commit_s`."""
-        started_s = self.clock()
+        """The next commit. TransportError if both sides are silent for longer than `patience` allows."""
+        started_s, limit_s = self.clock(), self.patience.commit_s
+        if not self._is_answered:
+            limit_s += self.patience.prefill_token_s * len(self.session.committed)
         while True:
             silent_s = self.clock() - max(started_s, self._work.active_s())
-            if silent_s >= self.patience.commit_s:
-                raise TransportError(f"no commit from the server for {self.patience.commit_s:g} s")
-            commit = self.transport.receive(self.patience.commit_s - silent_s)
+            if silent_s >= limit_s:
+                raise TransportError(f"no commit from the server for {limit_s:g} s")
+            commit = self.transport.receive(limit_s - silent_s)
             if commit is not None:
                 return commit
             self._check()
@@ -181,6 +185,7 @@ class EdgeClient:
         A pause that would end later than that is not begun.
         """
         self._work.disconnect()
+        self._is_answered = False
         if self._lost_since_s is None:
             self._lost_since_s = self.clock()
             self._pause_s = max(self._pause_s, self.patience.first_retry_s)

@@ -123,7 +123,8 @@ def test_the_time_that_the_device_needs_itself_is_not_the_servers_silence() -> N
 
 
 def test_a_silent_server_is_noticed_by_a_device_that_has_drafted_all_it_may() -> None:
-    client = make_client(SleepingDrafter(0.0), patience=Patience(commit_s=0.1, first_retry_s=0.01, reconnect_s=0.2))
+    patience = Patience(commit_s=0.1, prefill_token_s=0.0, first_retry_s=0.01, reconnect_s=0.2)
+    client = make_client(SleepingDrafter(0.0), patience=patience)
     consumer = Consumer(client)
     consumer.finish()
     assert isinstance(consumer.error, TransportError)
