@@ -1,4 +1,7 @@
-"""The headline under other assumptions: other traces, other forms of the cost, the same mix. Short runs, one seed."""
+"""The headline under other assumptions: other traces, other forms of the cost, a measured profile, the same mix.
+
+Short runs, one seed.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from bench.scheduler_systems import Lab
 from bench.search import Question, find_best
 from bench.systems import FEW
 
+MEASURED = "h100-qwen3-32b"  # by `wisp-bench profile --shape qwen3-32b --device cuda` on an H100
 SYSTEMS_SHOWN = ("centralized", "sled", "published")
 SENSITIVITY_COLUMNS = (
     "draft", "profile", "capacity of wisp", "goodput of wisp",
@@ -23,7 +27,8 @@ SENSITIVITY_COLUMNS = (
 def variants(headline: Cell = MIX) -> list[Cell]:
     """The headline, then one assumption changed at a time."""
     drafts = [replace(headline, draft=draft) for draft in DRAFTS if draft != headline.draft]
-    forms = [replace(headline, profile=f"{DEFAULT}{suffix}") for suffix in NORMS]
+    profiles = [*(f"{DEFAULT}{suffix}" for suffix in NORMS), MEASURED]
+    forms = [replace(headline, profile=profile) for profile in profiles]
     return [headline, *drafts, *(cell for cell in forms if cell != headline)]
 
 
