@@ -17,6 +17,7 @@ PIP_EXTRA_ARGS ?=
 TORCH := torch==2.13.0
 EXTRAS := edge,server,export,bench,dev
 PYTEST_ARGS ?=
+TEST_JOBS ?= 2
 PERF_ARGS ?=
 BENCH_ARGS ?= --quick
 # Debian keeps venv and the shared library of Python (tritonserver's Python backend is linked to it) in own packages.
@@ -52,8 +53,10 @@ lint: $(VENV)/.installed ## ruff, mypy --strict on wisp_plugin
 	$(BIN)/mypy --strict wisp_plugin
 
 test: setup lint ## everything that must hold: lint, types, unit and integration tests
-	$(call say,tests)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(call say,unit tests)
+	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist worksteal --ignore tests/integration $(PYTEST_ARGS)
+	$(call say,integration tests: one server after the other)
+	$(BIN)/python -m pytest tests/integration $(PYTEST_ARGS)
 
 BATCHED := model_repository/wisp_verifier_batched
 plugin: ## batchstrategy.so, built with g++ alone and put into wisp_verifier_batched; TRITON_INCLUDE_DIR= to use Triton's
