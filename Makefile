@@ -77,10 +77,11 @@ bench: setup ## engine, e2e and lossless; BENCH_ARGS= runs them at full length
 
 # Each benchmark prints its document as the last line. Nothing else should run on the machine meanwhile.
 # A missed target ends a benchmark with an error and is a result all the same: its document is kept.
-RESULTS := estimator scheduler classes prefix controller link plugin
+RESULTS := estimator scheduler classes prefix controller link plugin goodput
 classes_ARGS := --quick
 link_ARGS := --quick
 plugin_ARGS := --rounds 1 --seconds 15
+goodput_ARGS := --few --seeds 3 --sensitivity
 results: setup ## the benchmarks behind the README's table of parts (an hour); writes the table
 	@$(foreach name,$(RESULTS),printf '\n== wisp-bench $(name)\n' >&2; \
 	  $(BIN)/wisp-bench $(name) $($(name)_ARGS) > $(VENV)/result || echo "wisp-bench $(name): exit code $$?" >&2; \

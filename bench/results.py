@@ -45,6 +45,21 @@ def _of(template: str) -> Callable[[Document], str]:
     return lambda document: template.format(**{name: format_cell(value) for name, value in document.items()})
 
 
+
+_COMPARED = " --few --seeds 3 --sensitivity"
+
+
+def _against(figure: str) -> Callable[[Document], str]:
+    """Ratios of WISP to four systems."""
+    return _of(" / ".join(f"{{{figure}_vs_{name}}}" for name in ("centralized", "sled", "colocated", "fixed_edf")))
+
+
+def _on_h100(document: Document) -> str:
+    row = next(row for row in document["sensitivity"] if row["profile"].startswith("h100"))
+    ratios = [f"{row[f'capacity_vs_{name}']:.2f} / {row[f'goodput_vs_{name}']:.2f}" for name in ("centralized", "sled")]
+    return "; ".join(ratios)
+
+
 ROWS = (
     Row("estimator: error on held-out ragged passes, worse of fp32 and bf16", "estimator",
         _of("{mape} % (noise of repeated equal passes {repeat_noise} %)"), "<= 10 %, or noise + 5"),
@@ -95,6 +110,11 @@ ROWS = (
         _of("{throughput_ratio}; {violation_ratio_fifo}; {throughput_ratio_equal}"), ">= 0.9; <= 1; >= 0.98",
         " --rounds 1 --seconds 15"),
     Row("a decision of the strategy", "plugin", _of("{decision_us} us"), "<= 2 us", " --rounds 1 --seconds 15"),
+    Row("simulated, a mix on a derived A100 profile: capacity / centralized, SLED, co-located, fixed length with EDF",
+        "goodput", _against("capacity"), ">= 2.1 / 4.1 / - / -", _COMPARED),
+    Row("the same: peak goodput", "goodput", _against("goodput"), ">= 1.94 / 3.7 / 0.97 / 0.97", _COMPARED),
+    Row("the same mix on the profile measured on an H100: capacity / goodput against centralized; SLED", "goodput",
+        _on_h100, "", _COMPARED),
     Row("H100, real tritonserver: sessions equal to the target alone / ties / mismatches", "lossless_cuda",
         lambda d: f"{d['sessions_equal']} of {d['sessions']} / {len(d['ties'])} / {d['mismatches']}", "all / - / 0",
         " --device cuda --prompts 8 --tokens 48 --seeds 2 --sessions 8 --distribution-seeds 2000"),
