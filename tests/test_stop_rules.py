@@ -130,12 +130,14 @@ def test_no_draft_where_the_server_is_always_first() -> None:
 
 def test_which_tokens_are_late() -> None:
     """Heard at 1.0 s what was committed at 0.94 s: passes begin there and every 10 ms; drafts arrive from 1.065 s."""
-    pace = Pace(draft_s=0.005, rtt_s=0.12, verify_s=0.01, heard_s=1.0, wait_s=0.0)
+    pace = Pace(draft_s=0.005, rtt_s=0.12, verify_s=0.01, heard_s=1.0, wait_s=0.0, num_in_pass=5)
     # Four passes are spared. From 0.98 s on each commits one token of its own; that of 1.14 s has caught up: draft
     # token 15 has come, and so two more with every pass behind it.
     late = [k for k, is_late in enumerate(late_tokens(0, pace, 1.0)) if is_late]
     assert late[:16] == list(range(16))
     assert late[16:] == [16, 18, 20, 22]
+    few = dataclasses.replace(pace, num_in_pass=4)  # two are spared
+    assert [k for k, is_late in enumerate(late_tokens(0, few, 1.0)) if is_late][:20] == list(range(20))
     held = Pace(draft_s=0.005, rtt_s=0.12, verify_s=0.01, heard_s=1.0, wait_s=0.09)
     assert not late_tokens(0, held, 1.0)[0]
 

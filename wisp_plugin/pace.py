@@ -30,6 +30,7 @@ class Pace:
     wait_alive_s: float = 0.0  # and behind one that the chain survived
     wait_s: float = math.inf  # that of the two which holds for the newest commit; inf: not known yet
     committed_per_s: float = 0.0  # `free`: committed tokens per second, smoothed; 0 before the second commit
+    num_in_pass: int = 1  # sessions in the pass of the newest commit
     price: float = 0.0  # LOAD: commits of others that one more draft token displaces
     overhead_s: float = 2 * FIRST_GUESS_S  # `sync`: from a round's message to its commit, smoothed
     tokens_per_round: float = 0.0  # `sync`: committed tokens, smoothed; 0 before the first round
@@ -83,6 +84,7 @@ class PaceMeter:
             pace.verify_s += (1.0 - _ROUND_MEMORY if self._is_measured else 1.0) * (measured_s - pace.verify_s)
             self._is_measured = before_s > 0.0
         pace.next_pass_s, pace.price = commit.load_next_pass_s, commit.load_price
+        pace.num_in_pass = commit.timing.num_sessions
         if before_s:
             self._note_wait(max(0.0, now_s - before_s - measured_s))
             self._tokens = _ROUND_MEMORY * self._tokens + len(commit.tokens)

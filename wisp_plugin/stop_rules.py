@@ -20,7 +20,9 @@ from wisp_plugin.pace import Pace
 DEFAULT_ENERGY_PRICE = 0.06  # committed tokens that a draft token has to win
 _DOUBTFUL = 0.8  # of the cube of the usual acceptance, see bench/CONTROLLER.md
 _LOOK_AHEAD = 24  # draft tokens whose gain is weighed together
-_SPARED_PASSES = 4  # without the session, that may come before a draft token is late, see bench/CONTROLLER.md
+# Passes without the session that may come before a draft token is late, on a server with many sessions and with few
+# (bench/CONTROLLER.md).
+_SPARED_PASSES, _SPARED_AMONG_FEW, _FEW_SESSIONS = 4, 2, 4
 
 
 class Fixed:
@@ -217,7 +219,8 @@ def late_tokens(num_ahead: int, pace: Pace, now_s: float) -> list[bool]:
     is_late = [False] * num_tokens
     arrivals_s.append(math.inf)
     period_s = max(pace.verify_s + pace.wait_alive_s, 1e-3)
-    pass_s = pace.heard_s - way_s + pace.wait_s + _SPARED_PASSES * period_s
+    num_spared = _SPARED_PASSES if pace.num_in_pass > _FEW_SESSIONS else _SPARED_AMONG_FEW
+    pass_s = pace.heard_s - way_s + pace.wait_s + num_spared * period_s
     committed = arrived = 0
     while committed < num_tokens:
         while arrivals_s[arrived] <= pass_s and arrived < num_tokens:
