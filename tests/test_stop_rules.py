@@ -138,7 +138,7 @@ def test_which_tokens_are_late() -> None:
     assert late[16:] == [16, 18, 20, 22]
     few = dataclasses.replace(pace, num_in_pass=4)  # two are spared
     assert [k for k, is_late in enumerate(late_tokens(0, few, 1.0)) if is_late][:20] == list(range(20))
-    held = Pace(draft_s=0.005, rtt_s=0.12, verify_s=0.01, heard_s=1.0, wait_s=0.09)
+    held = dataclasses.replace(pace, wait_s=0.09)
     assert not late_tokens(0, held, 1.0)[0]
 
 
