@@ -77,7 +77,7 @@ bench: setup ## engine, e2e and lossless; BENCH_ARGS= runs them at full length
 
 # Each benchmark prints its document as the last line. Nothing else should run on the machine meanwhile.
 # A missed target ends a benchmark with an error and is a result all the same: its document is kept.
-RESULTS := estimator scheduler classes prefix controller link plugin goodput
+RESULTS := estimator scheduler classes prefix controller link plugin goodput validate
 classes_ARGS := --quick
 link_ARGS := --quick
 plugin_ARGS := --rounds 1 --seconds 15

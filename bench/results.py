@@ -60,6 +60,12 @@ def _on_h100(document: Document) -> str:
     return "; ".join(ratios)
 
 
+
+def _validated(num_devices: int) -> Callable[[Document], str]:
+    names = ("goodput", "commit_gap_ms", "commit_gap_p95_ms", "attainment")
+    return _of("; ".join(f"{{{n}_simulated_{num_devices}}} / {{{n}_live_{num_devices}}}" for n in names))
+
+
 ROWS = (
     Row("estimator: error on held-out ragged passes, worse of fp32 and bf16", "estimator",
         _of("{mape} % (noise of repeated equal passes {repeat_noise} %)"), "<= 10 %, or noise + 5"),
@@ -115,6 +121,9 @@ ROWS = (
     Row("the same: peak goodput", "goodput", _against("goodput"), ">= 1.94 / 3.7 / 0.97 / 0.97", _COMPARED),
     Row("the same mix on the profile measured on an H100: capacity / goodput against centralized; SLED", "goodput",
         _on_h100, "", _COMPARED),
+    Row("simulated / live with 32 emulated devices: goodput; median, p95 ms between commits; attainment", "validate",
+        _validated(32), "10 % apart"),
+    Row("the same with 128 devices", "validate", _validated(128), "10 % apart"),
     Row("H100, real tritonserver: sessions equal to the target alone / ties / mismatches", "lossless_cuda",
         lambda d: f"{d['sessions_equal']} of {d['sessions']} / {len(d['ties'])} / {d['mismatches']}", "all / - / 0",
         " --device cuda --prompts 8 --tokens 48 --seeds 2 --sessions 8 --distribution-seeds 2000"),
