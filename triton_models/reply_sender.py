@@ -33,20 +33,23 @@ class _Line:
     def __init__(self, in_pass: threading.Event) -> None:
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._in_pass, self._is_closed = in_pass, False
+        self._lock = threading.Lock()  # nothing comes behind the end of a line: it would never be sent
         self._thread = threading.Thread(target=self._run, name="wisp-replies", daemon=True)
         self._thread.start()
 
     def put(self, send: Callable[[], None]) -> None:
         """Send later; at once if the line is closed."""
-        if self._is_closed:
-            send()
-        else:
-            self._queue.put(send)
+        with self._lock:
+            if not self._is_closed:
+                self._queue.put(send)
+                return
+        send()
 
     def close(self) -> None:
         """End behind what is queued."""
-        self._is_closed = True
-        self._queue.put(None)
+        with self._lock:
+            self._is_closed = True
+            self._queue.put(None)
 
     def join(self, limit_s: float) -> None:
         """Wait for the end."""
