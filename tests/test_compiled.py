@@ -15,6 +15,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from tests.test_torch_verifier import CONFIGS, SAMPLED, plain_logits, plain_model, random_tokens
+from triton_models import torch_coupling
 from triton_models.compiled import compile_layers, compiled_on_device
 from triton_models.target_model import load_target
 from triton_models.torch_verifier import TorchVerifier
@@ -82,6 +83,13 @@ def test_a_compiled_model_that_is_wrong_is_not_used() -> None:
 @pytest.mark.parametrize("choice", ["auto", "never"])
 def test_on_a_cpu_nothing_is_compiled_unasked(choice: str) -> None:
     assert not compile_layers(Layers(), choice, failing_trial)
+
+
+def test_a_model_has_chosen_tokens_before_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    monkeypatch.setattr(torch_coupling, "_choose_on_host", lambda logits, row: rows.append(row.position) or 0)
+    torch_coupling.warm_up_choice(torch.zeros(2, 5))
+    assert len(rows) == 1 + 2
 
 
 def test_a_function_is_not_compiled_for_a_cpu() -> None:

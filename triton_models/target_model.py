@@ -19,6 +19,7 @@ from triton_models.compiled import compile_layers
 from triton_models.kv_cache import KvCache
 from triton_models.packed_attention import PACKED_ATTENTION, Span, build_pass, running
 from triton_models.packed_linear import can_pack, pack_linears
+from triton_models.torch_coupling import warm_up_choice
 from wisp_plugin.config import VerifierConfig
 from wisp_plugin.errors import ConfigError, ModelError
 from wisp_plugin.home import default_target_dir
@@ -85,6 +86,7 @@ def prepare(target: TargetModel, compile_choice: str = "auto") -> None:
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
             raise ModelError(f"{target.source}: this kind of model is not supported: {first_line(error)}") from error
         compile_layers(model, compile_choice, lambda: _check_logits(target, _trial(target, tokens), expected))
+    warm_up_choice(expected)  # not within: the compiler tells modes of autograd apart, and serving has none of its own
 
 
 def _check_logits(target: TargetModel, packed: torch.Tensor, expected: torch.Tensor) -> None:

@@ -75,6 +75,14 @@ def choose_on_device(logits: torch.Tensor, rows: Sequence[ChoiceRow]) -> npt.NDA
     return chosen
 
 
+def warm_up_choice(logits: torch.Tensor) -> None:
+    """Choose from one row and from two of `logits` [2 or more, V] as sampling does: on a device other than a CPU that
+    compiles, which no session is to wait for."""
+    row = ChoiceRow(Sampling(seed=1, temperature=1.0), 0, np.empty(0, np.int32))
+    for num_rows in (1, 2):
+        choose_tokens(logits[:num_rows], [row] * num_rows)
+
+
 def _choose_chunk(logits: torch.Tensor, rows: Sequence[ChoiceRow]) -> list[int]:
     z = logits.to(torch.float64, copy=True)
     best_logit = z.amax(dim=1)
