@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+from bench.virtual_time import EventQueue
 from bench.workload import Device, SessionSpec, Workload
 
 
@@ -15,11 +16,12 @@ class Arrivals:
         self._duration_s = duration_s
         self._specs: dict[int, Iterator[SessionSpec]] = {d.index: workload.sessions(d) for d in devices}
 
-    def next(self, device_index: int, now_s: float) -> tuple[float, SessionSpec] | None:
-        """When the device's next session starts, and the session: at its time, or after a pause from `now_s`."""
+    def schedule_next(self, device_index: int, events: EventQueue, start: Callable[[SessionSpec], None]) -> None:
+        """Let `events` call `start` with the device's next session: at its time, or after a pause from now."""
         spec = next(self._specs[device_index], None)
         if spec is None:
             self.num_sources -= 1
-            return None
-        start_s = now_s + spec.think_s if spec.start_s is None else spec.start_s
-        return (start_s, spec) if start_s < self._duration_s else None
+            return
+        start_s = events.now_s + spec.think_s if spec.start_s is None else spec.start_s
+        if start_s < self._duration_s:
+            events.schedule(start_s, start, spec)

@@ -100,6 +100,13 @@ def page_of(title: str, comparison: Comparison, timing: Timing, seeds: Sequence[
     return page
 
 
+def mean_figures(comparison: Comparison, figure: str, timing: Timing) -> dict[str, float]:
+    """`FIGURE_SYSTEM` of `capacity` or `goodput`, mean over the seeds, and the ceiling of goodput."""
+    values = comparison.capacities if figure == "capacity" else comparison.goodputs
+    means = {f"{figure}_{name.replace('-', '_')}": mean_interval(values(name)).mean for name in comparison.bests}
+    return means | {"goodput_ceiling": goodput_ceiling(comparison.cell, timing)}
+
+
 def systems_figures(comparison: Comparison) -> dict[str, Any]:
     """Per system, for JSON: capacities and goodputs of all seeds, intervals, settings, figures of the first seed."""
     result = {}

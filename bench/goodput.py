@@ -20,8 +20,7 @@ from typing import Any
 
 from bench.cells import Cell, Timing
 from bench.comparison import SUMMARY_COLUMNS, Comparison, compare, ratio_figures, summary_rows
-from bench.comparison_command import add_common, asked, assumptions, goodput_ceiling, page_of, systems_figures
-from bench.intervals import mean_interval
+from bench.comparison_command import add_common, asked, assumptions, mean_figures, page_of, systems_figures
 from bench.report import finish, print_table
 from bench.scheduler_systems import Lab
 from bench.search import measure_in
@@ -51,9 +50,7 @@ def main(args: argparse.Namespace) -> int:
     print_table("Goodput over devices, first seed", ("system", "devices", *_SHOWN), rows)
     if others:
         print_table("Other assumptions, first seed", SENSITIVITY_COLUMNS, [list(row.values()) for row in others])
-    figures = {f"goodput_{name.replace('-', '_')}": mean_interval(comparison.goodputs(name)).mean
-               for name in comparison.bests}  # fmt: skip
-    figures["goodput_ceiling"] = goodput_ceiling(cell, timing)
+    figures: dict[str, Any] = {**mean_figures(comparison, "goodput", timing)}
     figures |= ratio_figures(comparison, "goodput") | ratio_figures(comparison, "capacity")
     if args.report:
         _write(args.report, comparison, lines, others, timing, seeds)

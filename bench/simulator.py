@@ -182,10 +182,7 @@ class _World:
 
     def _schedule_next(self, device_index: int) -> None:
         """The device's next session, at its time or now."""
-        arrival = self._arrivals.next(device_index, self.events.now_s)
-        if arrival is not None:
-            start_s, spec = arrival
-            self.events.schedule(start_s, self._start, spec)
+        self._arrivals.schedule_next(device_index, self.events, self._start)
 
     def _start(self, spec: SessionSpec) -> None:
         scenario = self.scenario
