@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.cells import DRAFTS, MIX, SHORT, Cell, Timing
+from bench.cells import DRAFTS, MEDIUM, MIX, SHORT, Cell, Timing
 from bench.comparison import SUMMARY_COLUMNS, Comparison, chosen_kinds, summary_rows
 from bench.gpu_profile import DEFAULT, NORMS, find_profile, is_derived, kv_tokens
 from bench.html_report import DEFINITIONS, Page
@@ -27,8 +27,8 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add("--seeds", type=_positive, default=5, metavar="N", help="runs of everything with other sessions [5]")
     add("--seed", type=int, default=0, help="the first of them [0]")
     add("--systems", nargs="+", choices=list(SYSTEMS), default=[*BASELINES, *(k.name for k in ABLATIONS)])
-    add("--few", action="store_true", help="few settings of each system, short runs")
-    add("--quick", action="store_true", help="the same with one seed: shows that it works")
+    add("--few", action="store_true", help="few settings of each system, shorter runs")
+    add("--quick", action="store_true", help="still shorter, with one seed: shows that it works")
     add("--jobs", type=_positive, default=num_cores(), metavar="N", help="processes [the cores]")
     add("--report", type=Path, metavar="DIR", help="write PNG plots and one HTML page there")
 
@@ -47,7 +47,7 @@ def num_cores() -> int:
 def asked(args: argparse.Namespace) -> tuple[Cell, list[Kind], Timing, list[int]]:
     """Cell, systems with their settings, length of runs and seeds that the options ask for."""
     kinds = chosen_kinds(args.systems, FEW if args.few or args.quick else FULL)
-    timing = SHORT if args.few or args.quick else Timing()
+    timing = SHORT if args.quick else MEDIUM if args.few else Timing()
     seeds = [args.seed + i for i in range(1 if args.quick else args.seeds)]
     return replace(MIX, draft=args.draft, profile=args.profile), kinds, timing, seeds
 

@@ -13,6 +13,7 @@ class WispParameters:
     horizon_tokens: float = 8.0  # so far ahead of its schedule a session's token has the least value
     least_value: float = 0.02
     most_value: float = 2.0  # of a session that is `horizon_tokens` behind
+    lost_pace: float = 0.97  # whoever bears less than this much of the mean pass at everybody's pace is beyond help
     lost_value: float = 0.05  # factor for a session whose SLO cannot be met any more
     # Who takes part, who waits
     need_tokens: float = 1.5  # a session with less slack takes part whatever it costs
@@ -25,4 +26,4 @@ class WispParameters:
     prefill_haste: float = 0.5  # share of the time to its first token in which a prefill is to be done
     least_stretch: float = 1.03  # a pass may always grow by this for prefill
     borne_share: float = 0.12  # of running sessions: so many may lose their pace to the prefill of others
-    spend_passes: float = 8.0  # passes over which sessions may spend what they are ahead on the prefill of others
+    spend_passes: float = 8.0  # over so many, sessions may spend what they are ahead on what others get

@@ -7,7 +7,8 @@ A decision in three steps, all on columns:
    draft token that times its survival.
 2. `fill`: offers in order of value per added second. What a session needs soon comes first, and a session that is
    poor by itself but rich with its drafts enters with them. The pass ends where the value per second of the whole is
-   highest: then no further offer brings more per second than the pass has already.
+   highest: then no further offer brings more per second than the pass has already. What nobody needs yet comes last,
+   and only as far as the pace of the tightest sessions allows (`wisp_surplus`).
 3. `wisp_prefill`: chunks of prefill, those that are due first, as many tokens as keep every waiting prefill on the
    way to a first token after a fraction of the time that its SLO allows.
 
@@ -20,7 +21,6 @@ their drafts where that gives each of them more tokens per second (`wisp_hold`).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +30,10 @@ from wisp_plugin.estimator import EMPTY_PASS, Estimator, item_features
 from wisp_plugin.policies import NEED, NOBODY, VALUE, Choice
 from wisp_plugin.roster import Candidates, Floats, Ints
 from wisp_plugin.wisp_hold import FEW_SESSIONS, MAX_SESSIONS, waits_for_drafts
+from wisp_plugin.wisp_offers import Offers
 from wisp_plugin.wisp_parameters import WispParameters
 from wisp_plugin.wisp_prefill import WispPrefill
+from wisp_plugin.wisp_surplus import SurplusLimit
 
 __all__ = ["Offers", "Wisp", "WispParameters"]
 
@@ -44,21 +46,6 @@ _LEAST_S = 1e-9  # what a token costs of which a profile says that it costs noth
 _NEEDED = 1e15  # density of what is needed: above that of any other offer
 
 
-@dataclass(slots=True)
-class Offers:
-    """What running sessions offer: level 0 is the own token, level k the k-th draft token, `[S, L]`."""
-
-    rows: Ints  # into the candidates
-    value: Floats  # 0 where there is no such draft token
-    num_levels: Ints  # own token and buffered drafts
-    num_uncached: Floats
-    levels: Ints  # 0 to L - 1
-    existing: Ints  # flat indices of the offers that there are
-    work: Floats  # [2, S, L]: memory and arithmetic
-    needs: Bools  # [S]: takes part whatever it costs
-    need_s: Floats  # [S]: when a session starts to need a token
-
-
 class Wisp:
     """See the top of this file."""
 
@@ -69,6 +56,7 @@ class Wisp:
         self._empty_work = estimator.work(EMPTY_PASS)
         self._chunk_tokens = min(self._parameters.prefill_tokens, config.max_pass_tokens)
         self._prefill = WispPrefill(config, estimator, self._parameters)
+        self._surplus = SurplusLimit(estimator, self._prefill, self._parameters)
 
     def choose(self, candidates: Candidates, now_s: float) -> Choice:
         """See `Policy.choose`."""
@@ -82,7 +70,10 @@ class Wisp:
         has_prefill = bool(is_prefill.any())
         offers = self.offers(candidates, np.flatnonzero(~is_prefill) if has_prefill else None, now_s)
         held_until_s = self._held_until_s(candidates, offers, now_s)
-        taken, work = (None, self._empty_work) if held_until_s is not None else self.fill(offers)
+        if held_until_s is not None:
+            taken, work = None, self._empty_work
+        else:
+            taken, work = self.fill(offers, self._surplus_s(candidates, offers, is_prefill, now_s))
         if taken is None or (has_prefill and not offers.value[taken > 0].any() and not offers.needs.any()):
             taken, work = np.zeros(len(offers.rows), np.int64), self._empty_work
         turns = np.flatnonzero(taken)
@@ -94,9 +85,16 @@ class Wisp:
             reasons=tuple([NEED if needs else VALUE for needs in offers.needs[turns].tolist()]),
             wake_s=math.inf if held_until_s is None else held_until_s,
         )
-        if not has_prefill:
-            return choice
-        return self._prefill.add(candidates, np.flatnonzero(is_prefill), choice, work, now_s)
+        if has_prefill:
+            choice = self._prefill.add(candidates, np.flatnonzero(is_prefill), choice, work, now_s)
+        self._surplus.note(candidates, choice, now_s)
+        return choice
+
+    def _surplus_s(self, c: Candidates, offers: Offers, is_prefill: Bools, now_s: float) -> float:
+        """How long the pass may get for surplus (see `wisp_surplus`)."""
+        if not offers.is_surplus.any():
+            return math.inf
+        return self._surplus.limit_s(c, is_prefill, now_s)
 
     def _drafts_of(self, c: Candidates, offers: Offers, turns: Ints, num_drafts: Ints) -> Ints:
         """Draft tokens of the members: what was taken, but in `sync`, where a device gives up what is not verified,
@@ -126,6 +124,7 @@ class Wisp:
             ahead[:] = 0.0  # nobody else needs the time of the server: what is ahead of its SLO counts in full
         slope = (1.0 - p.least_value) / p.horizon_tokens
         value = np.minimum(np.maximum(1.0 - slope * ahead, p.least_value), p.most_value)
+        is_surplus = value <= p.least_value
         value[:, 1:] *= c.survival
         is_lost = c.is_lost > 0
         value[is_lost] *= p.lost_value
@@ -137,7 +136,8 @@ class Wisp:
         exists = levels < num_levels[:, None]
         value *= exists
         work = self._offered_work(c, own_work, len(levels))
-        return Offers(of, value, num_levels, num_uncached, levels, np.flatnonzero(exists), work, needs, need_s)
+        existing = np.flatnonzero(exists)
+        return Offers(of, value, num_levels, num_uncached, levels, existing, work, needs, need_s, is_surplus)
 
     def _offered_work(self, c: Candidates, own_work: Floats, num_levels: int) -> Floats:
         """Work `[2, S, L]`; that of a session's draft tokens taken as equal, behind half of the buffer."""
@@ -195,8 +195,9 @@ class Wisp:
         work = self._empty_work + (rhythm_s / period_s) @ own_work
         return float(self._estimator.seconds(work)) / rhythm_s
 
-    def fill(self, offers: Offers) -> tuple[Ints, Floats]:
-        """Levels taken of each session, int `[S]` (0: not in the pass), and the work of the pass `[2]`."""
+    def fill(self, offers: Offers, surplus_s: float = math.inf) -> tuple[Ints, Floats]:
+        """Levels taken of each session, int `[S]` (0: not in the pass), and the work of the pass `[2]`, which may take
+        `surplus_s` with tokens that nobody needs yet."""
         num_sessions, num_levels = offers.value.shape
         if not num_sessions:
             return np.empty(0, np.int64), self._empty_work
@@ -210,19 +211,27 @@ class Wisp:
             before, order = weights, self._order(offers, weights)
             num_fit = self._num_that_fit(offers, order)
             reached = flat_work[:, order].cumsum(axis=1) + self._empty_work[:, None]
-            density = flat_value[order].cumsum() / self._estimator.seconds(reached.T)
+            seconds = self._estimator.seconds(reached.T)
+            density = flat_value[order].cumsum() / seconds
             first = min(max(num_needed, 1), num_fit) - 1
-            last = first + int(density[first:num_fit].argmax())
+            end = self._end(offers, order, seconds[:num_fit], surplus_s, first)
+            last = first + int(density[first:end].argmax())
             work = reached[:, last]
         return np.bincount(order[: last + 1] // num_levels, minlength=num_sessions), work
 
+    def _end(self, offers: Offers, order: Ints, seconds: Floats, surplus_s: float, first: int) -> int:
+        """How many offers, in `order`, may be taken: all that are no surplus, and surplus within `surplus_s`."""
+        num_due = int(np.count_nonzero(~offers.is_surplus.reshape(-1)[order[: len(seconds)]]))
+        return max(first + 1, num_due, int(np.searchsorted(seconds, surplus_s, side="right")))
+
     def _order(self, offers: Offers, weights: Floats) -> Ints:
-        """Flat indices of all offers, best first and each behind those it needs."""
+        """Flat indices of all offers, best first, surplus last, and each behind those it needs."""
         cost = np.maximum(weights[0] * offers.work[0] + weights[1] * offers.work[1], _LEAST_S)
         # A session enters with as many drafts as make its turn richest: those before the best share one density.
         together = offers.value.cumsum(axis=1) / cost.cumsum(axis=1)
         is_head = offers.levels <= together.argmax(axis=1)[:, None]
         density = np.where(is_head, together.max(axis=1)[:, None], offers.value / cost)
+        density[offers.is_surplus] -= _NEEDED
         needed = offers.needs.nonzero()[0]
         if len(needed):
             density[needed[offers.need_s[needed].argsort(kind="stable")], 0] = _NEEDED - np.arange(len(needed))

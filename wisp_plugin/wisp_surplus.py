@@ -1,0 +1,81 @@
+"""How long a pass may get for tokens that nobody needs yet, for policy `wisp`.
+
+A session that is in every pass and gets n tokens from each on average bears passes of n x tpot. Tokens for sessions
+far ahead of their schedule make passes longer, and end those sessions sooner, so that the next prompts come sooner,
+too: the tightest sessions then lose their SLO to tokens that nobody asked for. So surplus ends where the session that
+bears least would fall behind. Where that session cannot be helped, because even the pace that all SLOs ask for makes
+passes too long for it, surplus has no limit: it costs nobody anything that could be kept.
+
+How long passes are at that pace (`pace_s`) follows from the tokens per second that the SLOs ask for and from how many
+new tokens passes computed lately per committed one (prompts and rejected drafts are in it).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from wisp_plugin.estimator import EMPTY_PASS, Estimator, item_features
+from wisp_plugin.policies import Choice
+from wisp_plugin.roster import Candidates, Floats
+from wisp_plugin.wisp_parameters import WispParameters
+from wisp_plugin.wisp_prefill import WispPrefill
+
+Bools = npt.NDArray[np.bool_]
+_MEMORY_S = 10.0  # passes are remembered so long
+_FIRST_TOKENS = (50.0, 25.0)  # new and committed, until there were passes
+_ROUNDS = 3  # towards a pass that takes as long as its own work asks for
+
+
+class SurplusLimit:
+    """See the top of this file. It remembers the passes it is told of."""
+
+    def __init__(self, estimator: Estimator, prefill: WispPrefill, parameters: WispParameters) -> None:
+        self._estimator = estimator
+        self._prefill = prefill
+        self._parameters = parameters
+        self._num_new, self._num_committed = _FIRST_TOKENS
+        self._noted_s = 0.0
+
+    def note(self, c: Candidates, choice: Choice, now_s: float) -> None:
+        """`choice` is the next pass: how many new tokens it takes, and how many it is expected to commit."""
+        if not len(choice.members):
+            return
+        levels = np.arange(c.survival.shape[1])
+        accepted = c.survival[choice.members] * (levels < choice.num_drafts[:, None])
+        chooses = choice.num_committed >= c.num_uncached[choice.members]
+        kept = math.exp((self._noted_s - now_s) / _MEMORY_S)
+        self._num_new = kept * self._num_new + float(choice.num_committed.sum() + choice.num_drafts.sum())
+        self._num_committed = kept * self._num_committed + float(chooses.sum() + accepted.sum())
+        self._noted_s = now_s
+
+    def limit_s(self, c: Candidates, is_prefill: Bools, now_s: float) -> float:
+        """Seconds of a pass, less its prefill, up to which surplus may be taken; infinite: as far as it is worth it."""
+        p = self._parameters
+        runs = np.flatnonzero(~is_prefill & (c.is_lost == 0))
+        if not len(runs):
+            return math.inf
+        turn_s = c.tpot_s[runs] * c.tokens_per_turn[runs]  # what a turn is worth in time
+        pace_s = self._pace_s(c, runs, turn_s)
+        if float(turn_s.min()) < p.lost_pace * pace_s:
+            return math.inf
+        ahead_s = c.needed_s[runs] - now_s
+        borne_s = float((turn_s + ahead_s / p.spend_passes).min())
+        return borne_s - self._prefill.share_s(c, np.flatnonzero(is_prefill), pace_s, now_s)
+
+    def _pace_s(self, c: Candidates, runs: npt.NDArray[np.int64], turn_s: Floats) -> float:
+        """Mean seconds of a pass if every session gets just what its SLO asks for: those that run take part as often
+        as they have to, and new tokens are as many per committed token as lately."""
+        new_per_s = float((1.0 / c.tpot_s[c.is_lost == 0]).sum()) * self._num_new / max(self._num_committed, 1.0)
+        own = self._estimator.work(item_features(c.num_cached[runs], np.ones(len(runs)), 1.0))
+        further = item_features(float(c.num_cached[runs].mean()), 1.0, 1.0)
+        further[1] = further[5] = 0.0  # a further token of a session reads no context of its own
+        token, empty = self._estimator.work(further), self._estimator.work(EMPTY_PASS)
+        pace_s = float(turn_s.min())
+        for _ in range(_ROUNDS):
+            shares = np.minimum(1.0, pace_s / turn_s)
+            num_further = max(0.0, new_per_s * pace_s - float(shares.sum()))
+            pace_s = float(self._estimator.seconds(empty + shares @ own + num_further * token))
+        return pace_s
