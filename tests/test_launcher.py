@@ -19,8 +19,16 @@ import pytest
 
 from triton_models import tritonserver
 from triton_models.cli import main
-from triton_models.launcher import ServerFailed, ServerProcess, checked_settings, free_ports, make_server
+from triton_models.launcher import (
+    ServerFailed,
+    ServerProcess,
+    checked_settings,
+    default_models,
+    free_ports,
+    make_server,
+)
 from triton_models.processes import SHM, Ports, check_ports_free, group_members
+from triton_models.server_process import MODEL_REPOSITORY
 from wisp_plugin.errors import ConfigError, ModelError
 
 CONFIG = """
@@ -150,6 +158,13 @@ def test_missing_repository_or_model(repository: Path, capsys: pytest.CaptureFix
     assert "model 'absent' is not in" in capsys.readouterr().err
     assert main(["up", *ports, "--set", "linger"]) == 2
     assert capsys.readouterr().err == "wisp-server: --set wants NAME=VALUE, not 'linger'\n"
+
+
+def test_text_is_served_too_where_that_can_be(tmp_path: Path) -> None:
+    both = ("wisp_verifier", "wisp_generate")
+    assert default_models(MODEL_REPOSITORY, "default") == default_models(MODEL_REPOSITORY, "some/model") == both
+    assert default_models(MODEL_REPOSITORY, "emulated:profile.json") == ("wisp_verifier",)
+    assert default_models(tmp_path, "default") == ("wisp_verifier",)
 
 
 def test_missing_libpython_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

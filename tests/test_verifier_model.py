@@ -11,13 +11,14 @@ import threading
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.factories import ids, make_commit, make_estimator
 from tests.fakes import VOCAB_SIZE, FakeVerifier, target_alone
+from tests.pb_fakes import FakeFamily, FakeSender, install
 from tests.tiny_model import hf_folder
 from triton_models.watcher import Watcher
 from wisp_plugin.config import SETTINGS_VARIABLE, EngineConfig
@@ -29,71 +30,13 @@ from wisp_plugin.telemetry import Telemetry
 from wisp_plugin.unary_engine import UnaryEngine
 from wisp_plugin.wire import WireLimits
 
-FINAL = 1
 SLACK_BOUNDS = ("-1", "-0.3", "-0.1", "-0.03", "0", "0.1", "0.3", "1", "3", "+Inf")
-
-
-class FakeSender:
-    """A response sender that, like Triton's, must not be asked about a request after its final flag."""
-
-    def __init__(self) -> None:
-        self.responses: list[Any] = []
-        self.ended = False
-        self.cancelled = False
-
-    def send(self, response: Any = None, flags: int = 0) -> None:
-        assert not self.ended, "a response after the final flag"
-        self.responses.append(response)
-        self.ended = bool(flags & FINAL)
-
-    def is_cancelled(self) -> bool:
-        assert not self.ended, "a question after the final flag frees what it is about"
-        return self.cancelled
-
-
-class FakeFamily:
-    """A metric family that, like prometheus-cpp's, has counters that only grow; `told` records every round trip."""
-
-    COUNTER, GAUGE = "counter", "gauge"
-    told: ClassVar[list[tuple[str, float]]] = []
-
-    def __init__(self, name: str, description: str, kind: str) -> None:
-        self.name, self.kind = name, kind
-
-    def Metric(self, labels: dict[str, str]) -> types.SimpleNamespace:
-        key = " ".join([self.name, *labels.values()])
-
-        def increment(value: float) -> None:
-            assert self.kind == self.COUNTER
-            assert value > 0, f"{key} would shrink"
-            FakeFamily.told.append((key, value))
-
-        def set_to(value: float) -> None:
-            assert self.kind == self.GAUGE
-            FakeFamily.told.append((key, value))
-
-        return types.SimpleNamespace(increment=increment, set=set_to)
-
-
-class TritonError(tuple[str, str]):
-    """Message and code."""
-
-    INVALID_ARG, UNAVAILABLE = "invalid", "unavailable"
-
-    def __new__(cls, message: str, code: str = "internal") -> TritonError:
-        return super().__new__(cls, (message, code))
 
 
 @pytest.fixture(scope="module")
 def adapter() -> Any:
     """`pb_adapter` and `verifier_model` on a `pb_utils` of our own."""
-    fake = types.ModuleType("triton_python_backend_utils")
-    fake.TRITONSERVER_RESPONSE_COMPLETE_FINAL = FINAL  # type: ignore[attr-defined]
-    fake.Tensor = lambda name, array: (name, array)  # type: ignore[attr-defined]
-    fake.TritonError = TritonError  # type: ignore[attr-defined]
-    fake.MetricFamily = FakeFamily  # type: ignore[attr-defined]
-    fake.InferenceResponse = lambda output_tensors=None, error=None: (output_tensors, error)  # type: ignore[attr-defined]
-    sys.modules["triton_python_backend_utils"] = fake
+    install()
     from triton_models import pb_adapter
 
     return pb_adapter

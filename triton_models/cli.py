@@ -12,7 +12,7 @@ from typing import Any
 from triton_models import plugin_cli
 from triton_models.artifacts import folder_size_bytes
 from triton_models.default_models import ensure_default_models, ensure_default_target
-from triton_models.launcher import LaunchOptions, checked_settings, launch
+from triton_models.launcher import LaunchOptions, checked_settings, default_models, launch
 from triton_models.processes import DEFAULT_PORTS, Ports
 from triton_models.server_process import MODEL_REPOSITORY, OPENMP
 from triton_models.tritonserver import find_tritonserver
@@ -88,10 +88,11 @@ def _launch_options(args: argparse.Namespace, extra_args: Sequence[str]) -> Laun
     named = {"target": args.target, "dtype": args.dtype, "device": args.device}
     named |= {"kv_tokens": args.kv_tokens, "policy": args.policy}
     settings |= {name: value for name, value in named.items() if value is not None}
+    repository = args.model_repository.expanduser().absolute()
     return LaunchOptions(
         settings=settings,
-        model_repository=args.model_repository.expanduser().absolute(),
-        models=tuple(args.model or ["wisp_verifier"]),
+        model_repository=repository,
+        models=tuple(args.model or default_models(repository, settings.get("target", "default"))),
         host=args.host,
         ports=Ports(args.grpc_port, args.http_port, args.metrics_port),
         log_path=args.log_file,
@@ -139,7 +140,7 @@ def _add_up(up: argparse.ArgumentParser) -> None:
         up.add_argument(f"--{name}-port", type=int, default=port, metavar="PORT", help="default: %(default)s")
     up.add_argument("--model-repository", type=Path, default=MODEL_REPOSITORY, metavar="DIR")
     up.add_argument(
-        "--model", action="append", metavar="NAME", help="model to load, repeatable (default: wisp_verifier)"
+        "--model", action="append", metavar="NAME", help="to load, repeatable (default: wisp_verifier, wisp_generate)"
     )
     up.add_argument("--log-file", type=Path, metavar="FILE", help="default: under $WISP_HOME/logs")
     up.add_argument("--ready-timeout-s", type=float, default=600.0, metavar="S", help="default: %(default)s")

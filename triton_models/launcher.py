@@ -13,6 +13,7 @@ from typing import Any
 
 from triton_models.artifacts import Progress
 from triton_models.default_models import ensure_default_target
+from triton_models.emulated_verifier import is_emulated
 from triton_models.plugin_install import prepare
 from triton_models.processes import DEFAULT_PORTS, Ports, check_ports_free, free_ports
 from triton_models.server_process import EXIT_TIMEOUT_S, MODEL_REPOSITORY, ServerFailed, ServerProcess
@@ -21,9 +22,13 @@ from wisp_plugin.config import EngineConfig, VerifierConfig, from_mapping
 from wisp_plugin.errors import ConfigError, ModelError
 from wisp_plugin.scheduler import POLICIES
 
+TEXT_MODEL = "wisp_generate"
 EXIT_LIMIT_S = EXIT_TIMEOUT_S + 5  # after the first signal; then tritonserver is killed
 
-__all__ = ["LaunchOptions", "ServerFailed", "ServerProcess", "checked_settings", "free_ports", "launch", "make_server"]
+__all__ = [
+    "LaunchOptions", "ServerFailed", "ServerProcess", "checked_settings", "default_models", "free_ports", "launch",
+    "make_server",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,15 @@ def checked_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     if "target" in checked:
         checked["target"] = _checked_target(checked["target"])
     return checked
+
+
+def default_models(model_repository: Path, target: str) -> tuple[str, ...]:
+    """What is served unless models are named: the verifier, and text for clients without a draft model.
+
+    An emulated target has no tokenizer, so it serves no text; a repository of the user's own need not have that model.
+    """
+    has_text = (model_repository / TEXT_MODEL / "config.pbtxt").is_file() and not is_emulated(target)
+    return ("wisp_verifier", TEXT_MODEL) if has_text else ("wisp_verifier",)
 
 
 def make_server(

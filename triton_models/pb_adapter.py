@@ -1,11 +1,11 @@
-"""Between Triton's Python backend and the engines: the only importer of `triton_python_backend_utils`."""
+"""Between Triton's Python backend and the engines: with `pb_generate` the only importer of its module."""
 
 from __future__ import annotations
 
 import json
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
@@ -19,7 +19,7 @@ from wisp_plugin.telemetry import Telemetry
 from wisp_plugin.unary_engine import Answer, UnaryEngine
 from wisp_plugin.unary_wire import VerifyRequest, decode_verify, encode_answer
 from wisp_plugin.wire import UNAVAILABLE, WireLimits, decode_request, encode_commit
-from wisp_plugin.wire_values import is_anonymous
+from wisp_plugin.wire_values import Array, is_anonymous
 
 PUBLISH_PERIOD_S = 1.0  # of gauges and histograms
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -27,34 +27,23 @@ _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 log = logging.getLogger(__name__)
 
 
-class TritonReply:
-    """`engine.Reply` over the response sender of a decoupled request."""
+class ResponseStream:
+    """The response sender of a decoupled request: responses, then exactly one end; and whether its client has left."""
 
-    def __init__(self, request: Any, watcher: Watcher, tell_session: bool = False) -> None:
-        """`tell_session`: the client left the choice of the session's capability to us."""
+    def __init__(self, request: Any, watcher: Watcher) -> None:
         self._sender = request.get_response_sender()
         self._watcher = watcher
-        self._tell_session = tell_session
         self._cancelled: bool | None = None  # None: nobody has asked yet
         # Triton frees what a question is about when the final flag comes: never ask during or after it.
         self._lock = threading.Lock()
         self._ended = False
 
-    def send(self, commit: Commit) -> None:
-        """Stream a commit."""
-        tensors = encode_commit(commit, self._tell_session)
-        outputs = [pb_utils.Tensor(name, array) for name, array in tensors.items()]
-        self._sender.send(pb_utils.InferenceResponse(output_tensors=outputs))
+    def send_tensors(self, tensors: Mapping[str, Array]) -> None:
+        """One response of several."""
+        self._sender.send(make_response(tensors))
 
-    def finish(self) -> None:
-        """End the stream; this flag alone is no response at the client."""
-        self._end(None)
-
-    def fail(self, message: str) -> None:
-        """End the request with a Triton error."""
-        self._end(pb_utils.InferenceResponse(error=pb_utils.TritonError(message)))
-
-    def _end(self, response: Any) -> None:
+    def end(self, response: Any) -> None:
+        """Send `response` (None: no response at the client) as the last one."""
         self._watcher.discard(self)
         with self._lock:
             self._ended = True
@@ -74,14 +63,40 @@ class TritonReply:
                 self._cancelled = bool(self._sender.is_cancelled())
 
 
-def _read(request: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+class TritonReply(ResponseStream):
+    """`engine.Reply` over the response sender of a decoupled request."""
+
+    def __init__(self, request: Any, watcher: Watcher, tell_session: bool = False) -> None:
+        """`tell_session`: the client left the choice of the session's capability to us."""
+        super().__init__(request, watcher)
+        self._tell_session = tell_session
+
+    def send(self, commit: Commit) -> None:
+        """Stream a commit."""
+        self.send_tensors(encode_commit(commit, self._tell_session))
+
+    def finish(self) -> None:
+        """End the stream; this flag alone is no response at the client."""
+        self.end(None)
+
+    def fail(self, message: str) -> None:
+        """End the request with a Triton error."""
+        self.end(pb_utils.InferenceResponse(error=pb_utils.TritonError(message)))
+
+
+def make_response(tensors: Mapping[str, Array]) -> Any:
+    """A Triton response."""
+    return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor(*pair) for pair in tensors.items()])
+
+
+def read_request(request: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Parameters and tensors of a Triton request."""
     return json.loads(request.parameters() or "{}"), {t.name(): t.as_numpy() for t in request.inputs()}
 
 
 def submit(engine: Engine, request: Any, limits: WireLimits, watcher: Watcher) -> None:
     """Decode a Triton request and hand it to the engine; a malformed one is answered here."""
-    parameters, tensors = _read(request)
+    parameters, tensors = read_request(request)
     reply = TritonReply(request, watcher, tell_session=is_anonymous(tensors))
     try:
         message = decode_request(parameters, tensors, limits)
@@ -106,7 +121,7 @@ def answer_batch(engine: UnaryEngine, requests: list[Any], limits: WireLimits) -
 
 def _decode_verify(request: Any, limits: WireLimits) -> VerifyRequest | InvalidRequest:
     try:
-        return decode_verify(*_read(request), limits)
+        return decode_verify(*read_request(request), limits)
     except InvalidRequest as error:
         return error
 
@@ -114,8 +129,7 @@ def _decode_verify(request: Any, limits: WireLimits) -> VerifyRequest | InvalidR
 def _response(answer: Answer) -> Any:
     if isinstance(answer, InvalidRequest):
         return _error(str(answer), pb_utils.TritonError.INVALID_ARG)
-    tensors = encode_answer(answer)
-    return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor(*pair) for pair in tensors.items()])
+    return make_response(encode_answer(answer))
 
 
 def _error(line: str, code: Any) -> Any:

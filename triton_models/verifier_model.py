@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from triton_models import pb_adapter
 from triton_models.emulated_verifier import EmulatedVerifier, is_emulated, load_emulated
+from triton_models.local_server import LocalServer
 from triton_models.model_settings import read_settings, wire_limits
 from triton_models.reply_sender import ReplySender, SendingEngine
 from triton_models.termination import on_termination
@@ -53,12 +54,13 @@ class TritonPythonModel:
                 self._trace, self._sender,
             )  # fmt: skip
             self._receiver = SendingEngine(self._engine, self._sender) if self._sender else self._engine
+            self._local = LocalServer(self._engine.submit, self._limits)
         except WispError as error:
             raise pb_adapter.fail_load(str(error)) from None
         metrics = pb_adapter.Metrics(self._engine.telemetry)
         self._watcher = Watcher(engine_config.cancel_poll_s, lambda: self._look_after(metrics, verifier))
-        self._engine.start()
-        self._watcher.start()
+        for started in (self._engine, self._watcher, self._local):
+            started.start()
         on_termination(self._engine.stop)
         log.info(
             "wisp_verifier: target %s, %s on %s, %d KV tokens, policy %s, %s",
@@ -82,6 +84,7 @@ class TritonPythonModel:
         try:
             self._engine.stop()
         finally:
+            self._local.stop()
             if self._sender is not None:
                 self._sender.close()
             self._watcher.stop()
@@ -119,8 +122,7 @@ def build_engine(
     scheduler = make_scheduler(config, verifier.pool, estimator)
     if sender is None:
         return Engine(scheduler, verifier, config, on_failure=on_failure, trace=trace)
-    watched = sender.watch(verifier)
-    return Engine(scheduler, watched, config, on_failure=on_failure, trace=trace, on_idle=sender.let_go)
+    return Engine(scheduler, sender.watch(verifier), config, on_failure=on_failure, trace=trace, on_idle=sender.let_go)
 
 
 def open_trace(config: EngineConfig) -> PassTrace | None:

@@ -71,9 +71,9 @@ def make_own_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[
 def shared_server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, default_models: None
 ) -> Iterator[ServerProcess]:
-    """One server with the default model for all tests that leave it as it was."""
+    """One server with the default model, as `wisp-server up` starts it, for all tests that leave it as it was."""
     making = _factory(request.config, tmp_path_factory.mktemp("server"))
-    server = next(making)()
+    server = next(making)(models=["wisp_verifier", "wisp_generate"])
     server.start()
     server.wait_ready()
     yield server

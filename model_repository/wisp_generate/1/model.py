@@ -1,0 +1,1 @@
+from triton_models.generate_model import TritonPythonModel  # noqa: F401
