@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "e2e": ("bench.e2e", "one device against plain decoding and assisted generation, cost of the path"),
     "link": ("bench.link", "free-running against round by round over a link with a delay, live"),
     "draft": ("bench.draft", "agreement, time per token and worth of the default model's drafts by precision"),
+    "generate": ("bench.generate", "text by wisp_generate: drafting by prompt lookup, cost of the way through it"),
     "prefix": ("bench.prefix", "KV memory and prefill time of sessions with the same system prompt"),
     "classes": ("bench.two_classes", "a tight and a loose SLO class on one live server, under every policy"),
     "estimator": ("bench.estimator", "predicted against measured passes, what is learnt online, quantile, known costs"),
@@ -37,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "validate": ("bench.validate", "the simulator against that server: goodput, time between commits, attainment"),
     "plan": ("bench.planner", "capacity planner: how many devices, what attainment, what to change first"),
     "profile": ("bench.profile_shape", "profile of a model's shape on this device, by our verifier's real forward"),
+    "gateway": ("bench.gateway", "the gateway against the same sessions without it: speed, first byte, fairness, fuzz"),
     "pass-cost": ("bench.pass_cost", "time of a target pass over sessions, new tokens and cached tokens"),
 }
 

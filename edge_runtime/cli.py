@@ -10,14 +10,15 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
-from edge_runtime.cores import drafting_threads
+from edge_runtime.options import add_serve_arguments, add_session_arguments, add_threads
 from wisp_plugin.errors import ConfigError, WispError
-from wisp_plugin.home import DEFAULT_DRAFT, DRAFT_NAMES
 
 COMMANDS = {
     "generate": "generate a continuation of one prompt",
     "chat": "a small interactive chat, with the model's chat template",
+    "serve": "serve the interfaces of TGI and of OpenAI on this device, and a page",
     "export": "make a draft graph from a Hugging Face model",
     "trace": "record what a draft model proposes along texts of the target",
     "train-controller": "train the speculation controller's weights on traces",
@@ -42,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from edge_runtime import train_controller
 
             return train_controller.main(args)
+        if args.command == "serve":
+            return _gateway().main(args)
         from edge_runtime import generate
 
         return generate.chat(args) if args.command == "chat" else generate.generate(args)
@@ -55,6 +58,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
 
 
+def _gateway() -> ModuleType:
+    try:
+        from edge_runtime import gateway
+    except ModuleNotFoundError as error:
+        if error.name not in ("starlette", "uvicorn"):
+            raise
+        raise ConfigError(f"serve needs the package {error.name!r}; install the extra 'gateway'") from None
+    return gateway
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="wisp-edge",
@@ -66,10 +79,11 @@ def _parser() -> argparse.ArgumentParser:
     generate = commands.add_parser("generate", help=COMMANDS["generate"], description=_sentence("generate"))
     generate.add_argument("prompt", help="the prompt; '-' reads it from standard input")
     generate.add_argument("--chat", action="store_true", help="wrap the prompt in the model's chat template")
-    _add_session_arguments(generate)
+    add_session_arguments(generate)
     chat = commands.add_parser("chat", help=COMMANDS["chat"], description=_sentence("chat"))
     chat.add_argument("--system", help="system message")
-    _add_session_arguments(chat)
+    add_session_arguments(chat)
+    add_serve_arguments(commands.add_parser("serve", help=COMMANDS["serve"], description=_sentence("serve")))
     export = commands.add_parser("export", help=COMMANDS["export"], description=_sentence("export"))
     from edge_runtime.export import add_arguments
 
@@ -97,7 +111,7 @@ def _add_training_commands(commands: argparse._SubParsersAction[argparse.Argumen
     texts.add_argument("--concurrency", type=int, default=8, metavar="N", help="sessions at once [%(default)s]")
     draft = trace.add_argument_group("drafting")
     draft.add_argument("--draft", default="int8", metavar="NAME|DIR", help="draft graph, as of generate [%(default)s]")
-    _add_threads(draft)
+    add_threads(draft)
     draft.add_argument(
         "--chain-length",
         type=int,
@@ -127,101 +141,6 @@ def _add_training_commands(commands: argparse._SubParsersAction[argparse.Argumen
     )
     train.add_argument("--epochs", type=int, default=60, metavar="N", help="[%(default)s]")
     train.add_argument("--seed", type=int, default=0, metavar="S", help="[%(default)s]")
-
-
-def _add_session_arguments(parser: argparse.ArgumentParser) -> None:
-    where = parser.add_argument_group("server")
-    where.add_argument("--server", default="127.0.0.1:8001", metavar="HOST:PORT", help="gRPC endpoint [%(default)s]")
-    where.add_argument(
-        "--transport",
-        choices=["stream", "unary"],
-        default="stream",
-        help="stream: one gRPC stream per session, to wisp_verifier; unary: one request per draft, in mode sync, to "
-        "wisp_verifier_batched [%(default)s]",
-    )
-    where.add_argument("--tls", action="store_true", help="encrypt the connection")
-    where.add_argument("--ca", metavar="PEM", help="authority that signed the server's certificate")
-    where.add_argument("--cert", metavar="PEM", help="client certificate, for mutual TLS")
-    where.add_argument("--key", metavar="PEM", help="key of the client certificate")
-    draft = parser.add_argument_group("drafting")
-    draft.add_argument(
-        "--draft",
-        default=DEFAULT_DRAFT,
-        metavar="NAME|DIR",
-        help=f"draft graph: {', '.join(DRAFT_NAMES)} (of the default model), or a folder made by `wisp-edge export` "
-        "[%(default)s]",
-    )
-    draft.add_argument("--no-draft", action="store_true", help="thin client: draft nothing, the server decodes alone")
-    draft.add_argument(
-        "--rule",
-        default="auto",
-        metavar="RULE",
-        help="how far to draft: auto (price in free mode, ratio in sync), price, ratio, paper, svip, adaedl, "
-        "fixed or fixed:N [%(default)s]",
-    )
-    draft.add_argument(
-        "--energy-price",
-        type=float,
-        metavar="P",
-        help="committed tokens that a draft token must be expected to win, for price and ratio: 0 drafts whenever it "
-        "may help, 0.2 saves battery, 1 never drafts [0.06]",
-    )
-    draft.add_argument(
-        "--controller",
-        metavar="NPZ",
-        help="weights of `wisp-edge train-controller` [those that are shipped for the draft]",
-    )
-    draft.add_argument(
-        "--mode",
-        choices=["free", "sync"],
-        help="free: nobody waits; sync: one commit per draft [free; sync with --transport unary]",
-    )
-    _add_threads(draft)
-    _add_slo_arguments(parser)
-    sampling = parser.add_argument_group("sampling")
-    sampling.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="[%(default)s]")
-    sampling.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy [%(default)s]")
-    sampling.add_argument("--top-k", type=int, default=0, metavar="K", help="0: off [%(default)s]")
-    sampling.add_argument("--top-p", type=float, default=1.0, metavar="P", help="1: off [%(default)s]")
-    sampling.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R", help="1: off [%(default)s]")
-    sampling.add_argument("--seed", type=int, default=0, metavar="S", help="equal seeds give equal texts [%(default)s]")
-    sampling.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before TEXT (repeatable)")
-    sampling.add_argument("--ignore-eos", action="store_true", help="generate on behind the end-of-text token")
-    parser.add_argument(
-        "--stats", action="store_true", help="print figures to standard error at the end, and whether the SLO was met"
-    )
-
-
-def _add_threads(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--threads",
-        type=int,
-        default=drafting_threads(),
-        metavar="N",
-        help="threads of the draft model; 0: on every core [one core fewer than there are, here %(default)s: it "
-        "receives what the server commits meanwhile]",
-    )
-
-
-def _add_slo_arguments(parser: argparse.ArgumentParser) -> None:
-    slo = parser.add_argument_group(
-        "service level objective (SLO)",
-        "How soon you need the tokens; the server schedules by it. Loose numbers are kind to others, tight ones may be "
-        "answered 'overloaded': then wisp-edge waits and tries again. Name a class or give numbers; without any the "
-        "server's default holds.",
-    )
-    slo.add_argument(
-        "--slo", metavar="CLASS", help="a class that the server's operator has set up, such as interactive"
-    )
-    slo.add_argument(
-        "--ttft-ms", type=float, metavar="MS", help="time to the first token: the wait for an answer to begin"
-    )
-    slo.add_argument(
-        "--tpot-ms",
-        type=float,
-        metavar="MS",
-        help="mean time per further token; 200 is about the pace of reading",
-    )
 
 
 if __name__ == "__main__":

@@ -43,6 +43,10 @@ class DraftGraph(Protocol):
         """
         ...
 
+    def sibling(self) -> DraftGraph:
+        """The same model, its weights in memory once, with a KV of its own. Graphs may run at the same time."""
+        ...
+
 
 def load_graph(folder: Path, num_threads: int = 0) -> DraftGraph:
     """The draft graph in `folder`; `num_threads` 0 leaves the number to ONNX Runtime.
@@ -67,6 +71,7 @@ class SharedKvGraph:
 
     def __init__(self, session: ort.InferenceSession, path: Path, config: dict[str, Any]) -> None:
         self._session = session
+        self._origin = path, config
         self._signature = _Signature(session, path, config)
         self.vocab_size = self._signature.vocab_size
         self.context_length = self._signature.context_length
@@ -95,6 +100,10 @@ class SharedKvGraph:
         self._bind(binding, ids, logits)
         self._session.run_with_iobinding(binding)
         return logits[0, -1].astype(np.float32, copy=False)
+
+    def sibling(self) -> SharedKvGraph:
+        """See `DraftGraph.sibling`."""
+        return SharedKvGraph(self._session, *self._origin)
 
     def _reserve(self, num_tokens: int, num_kept: int) -> None:
         """Make room for `num_tokens`, doubling, and keep the first `num_kept`."""
@@ -127,6 +136,7 @@ class GrowingKvGraph:
 
     def __init__(self, session: ort.InferenceSession, path: Path, config: dict[str, Any]) -> None:
         self._session = session
+        self._origin = path, config
         self._signature = _Signature(session, path, config)
         self.vocab_size = self._signature.vocab_size
         self.context_length = self._signature.context_length
@@ -150,6 +160,10 @@ class GrowingKvGraph:
         self._kv = dict(zip(self._kv_names, kv, strict=True))
         self._num_kv = end
         return logits.numpy()[0, -1].astype(np.float32, copy=False)
+
+    def sibling(self) -> GrowingKvGraph:
+        """See `DraftGraph.sibling`."""
+        return GrowingKvGraph(self._session, *self._origin)
 
     def _roll_back(self, num_kept: int) -> None:
         """Cut the KV to `num_kept` tokens; also makes the empty KV of the first run."""

@@ -37,6 +37,10 @@ class Drafter:
         """The drafter of the graph in `folder`; see `draft_graph.load_graph` for layouts, threads and errors."""
         return cls(load_graph(folder, num_threads), max_context_tokens)
 
+    def sibling(self) -> Drafter:
+        """A drafter on the same graph with a KV of its own; the two may be used by two threads."""
+        return Drafter(self._graph.sibling(), self.max_context_tokens)
+
     def next_logits(self, tokens: Tokens) -> Logits:
         """float32 `[vocab_size]`: the logits behind `tokens` (int32, at least one), an array of the caller's own.
 

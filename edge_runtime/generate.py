@@ -43,7 +43,7 @@ class Device:
     @classmethod
     def load(cls, args: argparse.Namespace) -> Device:
         """Load what `args` name. Raises ModelError or ConfigError."""
-        slo = _slo(args)
+        slo = slo_of(args)
         _mode(args)  # refused before anything is loaded
         folder = draft_folder(args.draft)
         tokenizer = Tokenizer.load(folder)
@@ -69,11 +69,8 @@ class Device:
         )
         limit = self.drafter.max_context_tokens if self.drafter else None
         session = EdgeSession(opened, self._controller(opened.mode), max_context_tokens=limit)
-        if (args.ca or args.cert or args.key) and not args.tls:
-            raise ConfigError("--ca, --cert and --key are for an encrypted connection; add --tls")
-        tls = TlsFiles(*(Path(p) if p else None for p in (args.ca, args.cert, args.key)))
         make_transport = UnaryTransport if args.transport == "unary" else GrpcStream
-        transport = make_transport(args.server, tls if args.tls else None, vocab_hash(self.folder))
+        transport = make_transport(args.server, tls_files(args), vocab_hash(self.folder))
         return EdgeClient(opened, session, transport, self.drafter)
 
     def _controller(self, mode: Mode) -> SpeculationController:
@@ -98,6 +95,14 @@ class Device:
             client.close()
 
 
+def tls_files(args: argparse.Namespace) -> TlsFiles | None:
+    """What the options say about encryption; None: there is none. Raises ConfigError."""
+    paths = [Path(path) if path else None for path in (args.ca, args.cert, args.key, args.token_file)]
+    if not args.tls and any(paths):
+        raise ConfigError("--ca, --cert, --key and --token-file are for an encrypted connection; add --tls")
+    return TlsFiles(*paths) if args.tls else None
+
+
 def _sampling(args: argparse.Namespace, vocab_size: int) -> Sampling:
     values = {name: getattr(args, name) for name in ("seed", "temperature", "top_k", "top_p", "repetition_penalty")}
     try:
@@ -115,7 +120,7 @@ def _mode(args: argparse.Namespace) -> Mode:
     return Mode(args.mode or "free")
 
 
-def _slo(args: argparse.Namespace) -> Slo:
+def slo_of(args: argparse.Namespace) -> Slo:
     """The SLO that the options ask for; numbers that only the server knows are infinite."""
     given = {name: getattr(args, name) for name in ("ttft_ms", "tpot_ms") if getattr(args, name) is not None}
     if args.slo is not None:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import tritonclient.grpc as triton
+from tritonclient.grpc import InferenceServerClientPlugin
 
 from edge_runtime.commit_inbox import CommitInbox
 from wisp_plugin.errors import ConfigError, RequestRefused, TransportError, WispError
@@ -22,6 +23,8 @@ from wisp_plugin.wire import UNAVAILABLE, decode_commit, encode_request
 VERIFIER_MODEL = "wisp_verifier"
 CONNECT_S = 5.0  # limit of waiting for the server's first answer
 CLOSE_S = 1.0  # limit of waiting for the server's end of the stream
+_RECONNECT_MS, _MAX_RECONNECT_MS = 100, 1000
+_MAX_MESSAGE_BYTES = 2**31 - 1  # as tritonclient's own
 _TRITON_DTYPES = {"int32": "INT32", "uint8": "UINT8", "object": "BYTES"}
 # Answers about the server's state, ours and Triton's own: opening again later may help.
 PASSING = (UNAVAILABLE, "is not healthy", "is not ready", "unknown model", "stopped accepting", "is stopping")
@@ -57,11 +60,16 @@ class VerifyTransport(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """PEM files for TLS: the authority that signed the server, and the client's own pair for mutual TLS."""
+    """PEM files for TLS: the authority that signed the server, and the client's own pair for mutual TLS.
+
+    `token` is a file with a bearer token for a proxy in front of the server, which Triton itself does not look at. It
+    goes with TLS alone: anybody on the way could take it.
+    """
 
     ca: Path | None = None
     cert: Path | None = None
     key: Path | None = None
+    token: Path | None = None
 
     def __post_init__(self) -> None:
         for path in (self.ca, self.cert, self.key):
@@ -69,6 +77,30 @@ class TlsFiles:
                 raise ConfigError(f"TLS file {path} does not exist")
         if (self.cert is None) != (self.key is None):
             raise ConfigError("a TLS client certificate needs both --cert and --key")
+        if self.token is not None:
+            read_token(self.token)
+
+
+def read_token(path: Path) -> str:
+    """The bearer token in `path`. ConfigError, without the token in it, if there is none or it could not be sent."""
+    try:
+        token = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "is not ASCII" if isinstance(error, UnicodeDecodeError) else f"cannot be read: {error.strerror}"
+        raise ConfigError(f"token file {path} {reason}") from None
+    if not token or not token.isprintable() or " " in token:
+        raise ConfigError(f"token file {path} must hold one token, a line of printable characters without spaces")
+    return token
+
+
+class _BearerToken(InferenceServerClientPlugin):
+    """Puts the token onto every call. The file is read anew each time: a token that was renewed needs no restart."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __call__(self, request: Any) -> None:
+        request.headers = {**(request.headers or {}), "authorization": f"Bearer {read_token(self._path)}"}
 
 
 class GrpcStream:
@@ -142,24 +174,33 @@ class GrpcStream:
 
 def connect(server: str, tls: TlsFiles | None, keepalive_s: float) -> triton.InferenceServerClient:
     """A client of the server at HOST:PORT; `tls` None: not encrypted. Raises TransportError."""
-    alive = triton.KeepAliveOptions(
-        keepalive_time_ms=int(1e3 * keepalive_s),
-        keepalive_timeout_ms=int(1e3 * keepalive_s / 2),
-        keepalive_permit_without_calls=False,
-        http2_max_pings_without_data=0,
-    )
+    options = [
+        ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+        ("grpc.keepalive_time_ms", int(1e3 * keepalive_s)),
+        ("grpc.keepalive_timeout_ms", int(1e3 * keepalive_s / 2)),
+        ("grpc.keepalive_permit_without_calls", 0),
+        ("grpc.http2.max_pings_without_data", 0),
+        # Clients of one process share their connection, and gRPC's own pauses between two tries to make it: they must
+        # not grow to two minutes, or a server that is back is not seen.
+        ("grpc.initial_reconnect_backoff_ms", _RECONNECT_MS),
+        ("grpc.max_reconnect_backoff_ms", _MAX_RECONNECT_MS),
+    ]
     files = tls or TlsFiles()
     try:
-        return triton.InferenceServerClient(
+        client = triton.InferenceServerClient(
             url=server,
             ssl=tls is not None,
             root_certificates=str(files.ca) if files.ca else None,
             certificate_chain=str(files.cert) if files.cert else None,
             private_key=str(files.key) if files.key else None,
-            keepalive_options=alive,
+            channel_args=options,
         )
     except (triton.InferenceServerException, OSError, ValueError) as error:
         raise TransportError(f"cannot connect to {server}: {one_line(error)}") from None
+    if files.token is not None:
+        client.register_plugin(_BearerToken(files.token))
+    return client
 
 
 def check_ready(client: triton.InferenceServerClient, server: str, model: str) -> None:

@@ -75,6 +75,17 @@ def test_logits_equal_the_model_alone_after_any_rollbacks(layout: tuple[Path, Re
         np.testing.assert_allclose(logits, reference(tokens), atol=atol, rtol=1e-4)
 
 
+def test_siblings_share_the_graph_and_not_the_kv(layout: tuple[Path, Reference, type]) -> None:
+    folder, reference, kind = layout
+    first = Drafter(load_graph(folder, num_threads=1), max_context_tokens=300)
+    drafters = [first, first.sibling()]
+    assert drafters[1].max_context_tokens == 300
+    atol = 2e-3 if reference is tiny_model.positions_logits else 2e-4
+    for walk in zip(random_walk(4, 8, max_tokens=300), random_walk(5, 8, max_tokens=300), strict=True):
+        for drafter, tokens in zip(drafters, walk, strict=True):  # in turns
+            np.testing.assert_allclose(drafter.next_logits(tokens), reference(tokens), atol=atol, rtol=1e-4)
+
+
 def test_kv_survives_the_growth_of_its_buffer(layout: tuple[Path, Reference, type]) -> None:
     folder, reference, _ = layout
     drafter = Drafter.load(folder, num_threads=1, max_context_tokens=1200)

@@ -1,0 +1,160 @@
+"""`wisp-edge serve`: this device's draft model and a WISP server behind the HTTP interfaces of TGI and of OpenAI.
+
+    client ── HTTP ──▶ route: check ─▶ Sessions.start ─▶ Generation (a thread) ── gRPC ──▶ wisp_verifier
+       ◀── JSON or server-sent events ─── batches of tokens ◀──────┘  ▲ drafts: DraftDealer, one graph for all
+
+    gateway_tgi.py, gateway_openai.py    bodies to checked requests, tokens to answers; *_routes.py, gateway_ui.py
+    gateway_service.py                   what every route does         gateway_http.py   bodies, events, hang-ups
+    gateway_sessions.py                  who may run                   gateway_generation.py   one session
+    gateway_device.py                    what sessions share           gateway_drafting.py     who drafts
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import tritonclient.grpc as triton
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from edge_runtime import gateway_openai_routes, gateway_tgi_routes, gateway_ui
+from edge_runtime.drafting_thread import SWITCH_S
+from edge_runtime.gateway_device import GatewayDevice, Speculation, make_dealer
+from edge_runtime.gateway_parameters import Limits
+from edge_runtime.gateway_service import Gateway
+from edge_runtime.gateway_sessions import Sessions
+from edge_runtime.generate import slo_of, tls_files
+from edge_runtime.tokenizer import Tokenizer
+from edge_runtime.transport import VERIFIER_MODEL, GrpcStream, TlsFiles, connect
+from wisp_plugin.acceptance_model import AcceptanceModel, shipped_model
+from wisp_plugin.errors import ConfigError, TransportError
+from wisp_plugin.home import DEFAULT_MODEL, DRAFT_NAMES, draft_folder
+from wisp_plugin.messages import Mode
+from wisp_plugin.speculation import make_controller
+from wisp_plugin.stop_rules import DEFAULT_ENERGY_PRICE
+from wisp_plugin.vocabulary import vocab_hash
+
+READY_S = 2.0  # limit of asking the server for its health
+SHUTDOWN_S = 5  # for requests that run when the gateway is told to end
+_KEEPALIVE_S = 20.0
+
+
+def make_app(gateway: Gateway) -> Starlette:
+    """The ASGI application; its sessions end with it."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            await gateway.sessions.close()
+
+    every = [part.routes(gateway) for part in (gateway_tgi_routes, gateway_openai_routes, gateway_ui)]
+    handlers = {HTTPException: _no_such_route}
+    return Starlette(routes=[route for part in every for route in part], lifespan=lifespan, exception_handlers=handlers)
+
+
+async def _no_such_route(request: Request, error: Exception) -> Response:
+    """Also a wrong method."""
+    assert isinstance(error, HTTPException)
+    text = f"{request.method} {request.url.path}: {error.detail}"
+    body = {"error": text, "error_type": "not_found"}
+    if request.url.path.startswith("/v1/"):
+        body = {"error": {"message": text, "type": "invalid_request_error", "param": None, "code": "not_found"}}  # type: ignore[dict-item]
+    return JSONResponse(body, error.status_code, headers=error.headers)
+
+
+def load_device(args: argparse.Namespace) -> GatewayDevice:
+    """What `args` name. Raises ModelError or ConfigError."""
+    slo = slo_of(args)
+    tls = tls_files(args)
+    folder = draft_folder(args.draft)
+    speculation = None if args.no_draft else _speculation(args, folder)
+    tokenizer = Tokenizer.load(folder)
+    fingerprint = vocab_hash(folder)
+    default_name = DEFAULT_MODEL if args.draft in DRAFT_NAMES else folder.resolve().name
+    return GatewayDevice(
+        tokenizer=tokenizer,
+        limits=Limits(tokenizer.vocab_size, args.max_total_tokens),
+        slo=slo,
+        connect=lambda: GrpcStream(args.server, tls, fingerprint),
+        is_ready=_readiness(args.server, tls),
+        model_id=args.model_id or default_name,
+        speculation=speculation,
+        server_wait_s=args.server_wait,
+    )
+
+
+def _speculation(args: argparse.Namespace, folder: Path) -> Speculation:
+    model = AcceptanceModel.load(Path(args.controller)) if args.controller else shipped_model(args.draft)
+    price = DEFAULT_ENERGY_PRICE if args.energy_price is None else args.energy_price
+    make_controller(args.rule, Mode.FREE, model, price)  # a rule that cannot be is refused before anything is loaded
+    dealer, context = make_dealer(folder, args.threads, args.drafters)
+    return Speculation(dealer, model, context, args.draft, args.rule, price)
+
+
+def _readiness(server: str, tls: TlsFiles | None) -> Callable[[], bool]:
+    """Asks whether the verifier is ready, over a new connection: one that is kept would be slow to come back."""
+
+    def is_ready() -> bool:
+        try:
+            client = connect(server, tls, _KEEPALIVE_S)
+            with contextlib.closing(client):
+                return bool(client.is_model_ready(VERIFIER_MODEL, client_timeout=READY_S))
+        except (triton.InferenceServerException, TransportError):
+            return False
+
+    return is_ready
+
+
+def _check(args: argparse.Namespace) -> None:
+    limits = {
+        "port": (0, 65535), "drafters": (1, 256), "max_sessions": (1, 4096), "max_requests": (1, 65536),
+        "max_total_tokens": (2, 1 << 20), "server_wait": (0.1, 3600.0),
+    }  # fmt: skip
+    for name, (low, high) in limits.items():
+        value = getattr(args, name)
+        if not low <= value <= high:
+            raise ConfigError(f"--{name.replace('_', '-')} is {value}; allowed: {low} to {high}")
+    if args.max_requests < args.max_sessions:
+        allowed = f"--max-sessions, which is {args.max_sessions}, or more"
+        raise ConfigError(f"--max-requests is {args.max_requests}; allowed: {allowed}")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+    except OSError as error:
+        sock.close()
+        raise ConfigError(f"cannot listen on {host}:{port} ({error.strerror}); choose with --host and --port") from None
+    return sock
+
+
+def main(args: argparse.Namespace) -> int:
+    """Serve until a signal."""
+    _check(args)
+    sys.setswitchinterval(SWITCH_S)  # the event loop must not wait for a session's thread to have its 5 ms
+    sock = _listen(args.host, args.port)
+    with sock:
+        device = load_device(args)
+        gateway = Gateway(device, Sessions(device, args.max_sessions, args.max_requests))
+        config = uvicorn.Config(
+            make_app(gateway), log_level="warning", access_log=False, timeout_graceful_shutdown=SHUTDOWN_S
+        )
+        host, port = sock.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        sock.listen()  # who reads the line below may connect at once
+        print(f"wisp-edge: serving {device.model_id} on http://{shown}:{port}, page at /ui", flush=True)
+        uvicorn.Server(config).run(sockets=[sock])
+    return 0

@@ -1,0 +1,475 @@
+"""The gateway's routes over a fake server: shapes, ends of texts, limits, hang-ups, servers that are away."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge_runtime.gateway_device import Speculation
+from edge_runtime.gateway_drafting import DraftDealer
+from edge_runtime.gateway_generation import Times
+from edge_runtime.gateway_parameters import GenerationRequest
+from edge_runtime.tokenizer import Tokenizer
+from tests import tiny_model
+from tests.edge_fakes import SleepingDrafter, drafting_threads
+from tests.gateway_fakes import LOST, MAX_TOTAL_TOKENS, FakeServer, House, Reply, run
+from wisp_plugin.acceptance_model import shipped_model
+from wisp_plugin.errors import RequestRefused
+from wisp_plugin.messages import Sampling, Status
+
+TEXT = "the quick brown 🙂 fox"
+CHAT = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tiny_model.write_tokenizer(folder)
+    return Tokenizer.load(folder)
+
+
+@pytest.fixture
+def server(tokenizer: Tokenizer) -> FakeServer:
+    return FakeServer(tokenizer, TEXT)
+
+
+def post(tokenizer: Tokenizer, server: FakeServer, path: str, body: Any, **options: Any) -> Reply:
+    return run(tokenizer, server, lambda house: house.post(path, body), **options)
+
+
+def generate(tokenizer: Tokenizer, server: FakeServer, path: str = "/generate", **parameters: Any) -> Reply:
+    return post(tokenizer, server, path, {"inputs": "hello", "parameters": parameters})
+
+
+# -- TGI --------------------------------------------------------------------------------------------------------
+
+
+def test_generate_gives_text_details_and_headers(tokenizer: Tokenizer, server: FakeServer) -> None:
+    reply = generate(tokenizer, server, details=True)
+    assert reply.status == 200
+    assert reply.json["generated_text"] == TEXT
+    details = reply.json["details"]
+    assert details["finish_reason"] == "eos_token"
+    assert details["generated_tokens"] == len(details["tokens"]) == len(server.tokens)
+    assert details["seed"] is None
+    assert details["prefill"] == []
+    assert [token["id"] for token in details["tokens"]] == server.tokens
+    assert "".join(token["text"] for token in details["tokens"]) == TEXT
+    assert details["tokens"][-1] == {"id": 1, "text": "", "logprob": -0.5, "special": True}
+    assert int(reply.headers["x-generated-tokens"]) == len(server.tokens)
+    assert int(reply.headers["x-prompt-tokens"]) == len(tokenizer.encode("hello"))
+    assert reply.headers["x-compute-characters"] == "5"
+    times = ("x-compute-time", "x-total-time", "x-validation-time", "x-queue-time", "x-inference-time")
+    assert all(float(reply.headers[name]) >= 0 for name in (*times, "x-time-per-token"))
+
+
+def test_defaults_are_those_of_tgi(tokenizer: Tokenizer, server: FakeServer) -> None:
+    generate(tokenizer, server)
+    (opened,) = server.opens
+    assert opened.max_new_tokens == 100
+    assert opened.sampling.greedy
+    assert not opened.logprobs
+    assert opened.eos_token_ids == tokenizer.eos_token_ids
+
+
+@pytest.mark.parametrize(
+    ("parameters", "temperature"),
+    [
+        ({"do_sample": True}, 1.0),
+        ({"temperature": 0.5}, 0.5),
+        ({"top_k": 5}, 1.0),
+        ({"top_p": 0.9}, 1.0),
+        ({"top_p": 1.0}, 0.0),
+        ({"temperature": 1.0}, 0.0),
+        ({"do_sample": False, "temperature": 0.5}, 0.0),
+    ],
+)
+def test_when_tgi_samples(
+    tokenizer: Tokenizer, server: FakeServer, parameters: dict[str, Any], temperature: float
+) -> None:
+    reply = generate(tokenizer, server, details=True, **parameters)
+    (opened,) = server.opens
+    assert opened.sampling.temperature == temperature
+    assert reply.json["details"]["seed"] == (opened.sampling.seed if temperature else None)
+
+
+def test_a_drawn_seed_is_told_and_differs(tokenizer: Tokenizer, server: FakeServer) -> None:
+    seeds = {generate(tokenizer, server, details=True, do_sample=True).json["details"]["seed"] for _ in range(3)}
+    assert len(seeds) == 3
+    assert all(0 <= seed < 2**53 for seed in seeds)
+    assert generate(tokenizer, server, details=True, do_sample=True, seed=7).json["details"]["seed"] == 7
+
+
+def test_the_stream_has_one_event_per_token(tokenizer: Tokenizer, server: FakeServer) -> None:
+    reply = generate(tokenizer, server, "/generate_stream")
+    assert reply.headers["content-type"] == "text/event-stream"
+    events = reply.events
+    assert [event["index"] for event in events] == list(range(1, len(server.tokens) + 1))
+    assert [event["token"]["id"] for event in events] == server.tokens
+    assert "".join(event["token"]["text"] for event in events) == events[-1]["generated_text"] == TEXT
+    assert all(event["details"] is None and event["generated_text"] is None for event in events[:-1])
+    assert events[-1]["details"]["generated_tokens"] == len(server.tokens)
+    assert events[-1]["details"]["finish_reason"] == "eos_token"
+
+
+def test_the_root_streams_if_the_body_says_so(tokenizer: Tokenizer, server: FakeServer) -> None:
+    (answer,) = post(tokenizer, server, "/", {"inputs": "hello"}).json
+    assert answer == {"generated_text": TEXT}
+    streamed = post(tokenizer, server, "/", {"inputs": "hello", "stream": True})
+    assert streamed.events[-1]["generated_text"] == TEXT
+    assert post(tokenizer, server, "/generate", {"inputs": "hello", "stream": True}).status == 422
+
+
+def test_length_truncation_and_full_text(tokenizer: Tokenizer, server: FakeServer) -> None:
+    reply = generate(tokenizer, server, max_new_tokens=3, truncate=2, return_full_text=True, details=True)
+    assert reply.json["details"]["finish_reason"] == "length"
+    assert reply.json["generated_text"] == "hello" + tokenizer.decode(server.tokens[:3])
+    (opened,) = server.opens
+    assert opened.tokens.tolist() == tokenizer.encode("hello")[-2:].tolist()
+
+
+@pytest.mark.parametrize("size", [1, 3, 50])
+@pytest.mark.parametrize("stop", ["quick b", "brown", "🙂", "e q"])
+def test_the_text_ends_before_a_stop_string(tokenizer: Tokenizer, stop: str, size: int) -> None:
+    server = FakeServer(tokenizer, TEXT, size)
+    reply = generate(tokenizer, server, "/generate_stream", stop=[stop, "not there"])
+    last = reply.events[-1]
+    assert last["generated_text"] == TEXT[: TEXT.index(stop)]
+    assert "".join(event["token"]["text"] for event in reply.events) == last["generated_text"]
+    assert last["details"]["finish_reason"] == "stop_sequence"
+    assert len(reply.events) == last["details"]["generated_tokens"] < len(server.tokens)
+    if size < 50:
+        assert len(server.closes) == 1  # the server would have gone on
+
+
+def test_what_may_begin_a_stop_string_comes_at_the_end(tokenizer: Tokenizer) -> None:
+    server = FakeServer(tokenizer, "abc", 1)
+    assert generate(tokenizer, server, stop=["bcd"]).json["generated_text"] == "abc"
+    streamed = generate(tokenizer, server, "/generate_stream", stop=["bcd"], max_new_tokens=3)
+    assert [event["token"]["text"] for event in streamed.events] == ["a", "", "bc"]
+
+
+def test_half_a_character_at_the_end(tokenizer: Tokenizer) -> None:
+    server = FakeServer(tokenizer, "a🙂", 1)
+    num_tokens = len(server.tokens) - 2  # without its last byte and the end
+    reply = generate(tokenizer, server, "/generate_stream", max_new_tokens=num_tokens)
+    assert reply.events[-1]["generated_text"].startswith("a\ufffd")
+    assert "".join(event["token"]["text"] for event in reply.events) == reply.events[-1]["generated_text"]
+
+
+def test_tokenize(tokenizer: Tokenizer, server: FakeServer) -> None:
+    tokens = post(tokenizer, server, "/tokenize", {"inputs": TEXT}).json
+    assert [token["id"] for token in tokens] == tokenizer.encode(TEXT).tolist()
+    assert all(TEXT[t["start"] : t["stop"]] == t["text"] for t in tokens)
+
+
+def test_info_health_metrics_and_what_is_not_there(tokenizer: Tokenizer, server: FakeServer) -> None:
+    async def use(house: House) -> list[Reply]:
+        await house.post("/generate", {"inputs": "hello"})
+        await house.post("/generate", {"inputs": ""})
+        healthy = await house.get("/health")
+        server.error = LOST
+        house.gateway._health = (-10.0, True)
+        return [healthy, *[await house.get(path) for path in ("/health", "/info", "/metrics", "/no", "/v1/no")]]
+
+    healthy, ill, info, metrics, nowhere, nowhere_v1 = run(tokenizer, server, use)
+    assert healthy.status == 200
+    assert ill.status == 503
+    assert ill.json["error_type"] == "unhealthy"
+    assert info.json["model_id"] == "tiny"
+    assert info.json["max_total_tokens"] == MAX_TOTAL_TOKENS
+    text = metrics.body.decode()
+    assert 'tgi_request_success{reason="eos_token"} 1\n' in text
+    assert 'tgi_request_failure{err="validation"} 1\n' in text
+    assert "tgi_request_count 2\n" in text
+    assert f"wisp_edge_committed_tokens_total {len(server.tokens)}\n" in text
+    assert "# TYPE tgi_request_duration histogram\n" in text
+    assert 'tgi_request_duration_bucket{le="+Inf"} 1\n' in text
+    assert nowhere.status == nowhere_v1.status == 404
+    assert nowhere.json["error_type"] == "not_found"
+    assert nowhere_v1.json["error"]["code"] == "not_found"
+
+
+# -- OpenAI -----------------------------------------------------------------------------------------------------
+
+
+def test_chat_completion(tokenizer: Tokenizer, server: FakeServer) -> None:
+    body = {"model": "any", "messages": CHAT, "temperature": 0, "logprobs": True, "stop": "fox"}
+    reply = post(tokenizer, server, "/v1/chat/completions", body).json
+    (choice,) = reply["choices"]
+    assert choice["message"] == {"role": "assistant", "content": TEXT.removesuffix("fox")}
+    assert choice["finish_reason"] == "stop"
+    assert "".join(t["token"] for t in choice["logprobs"]["content"]) == TEXT.removesuffix("fox")
+    num_prompt = len(tokenizer.encode_chat(CHAT))
+    assert reply["usage"]["prompt_tokens"] == num_prompt
+    assert reply["usage"]["total_tokens"] == num_prompt + len(choice["logprobs"]["content"])
+    assert reply["object"] == "chat.completion"
+    (opened,) = server.opens
+    assert opened.tokens.tolist() == tokenizer.encode_chat(CHAT).tolist()
+    assert opened.max_new_tokens == MAX_TOTAL_TOKENS - num_prompt
+
+
+def test_chat_stream(tokenizer: Tokenizer, server: FakeServer) -> None:
+    body = {"messages": CHAT, "stream": True, "stream_options": {"include_usage": True}, "max_tokens": 4}
+    reply = post(tokenizer, server, "/v1/chat/completions", body)
+    assert reply.body.endswith(b"data: [DONE]\n\n")
+    *chunks, end, usage = reply.events
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert deltas[0] == {"role": "assistant", "content": ""}
+    assert "".join(delta["content"] for delta in deltas) == tokenizer.decode(server.tokens[:4])
+    assert end["choices"][0] == {"index": 0, "finish_reason": "length", "logprobs": None, "delta": {}}
+    assert usage["choices"] == []
+    assert usage["usage"]["completion_tokens"] == 4
+    assert len({event["id"] for event in reply.events}) == 1
+    (opened,) = server.opens
+    assert opened.sampling.temperature == 1.0  # OpenAI's default
+
+
+def test_completion_of_text_and_of_tokens(tokenizer: Tokenizer, server: FakeServer) -> None:
+    ids = tokenizer.encode("hello").tolist()
+    for prompt in ("hello", ["hello"], ids):
+        reply = post(tokenizer, server, "/v1/completions", {"prompt": prompt, "temperature": 0, "logprobs": 0}).json
+        assert reply["choices"][0]["text"] == TEXT
+        assert reply["choices"][0]["logprobs"]["text_offset"][:2] == [0, len(tokenizer.decode(server.tokens[:1]))]
+    assert [opened.tokens.tolist() for opened in server.opens] == [ids] * 3
+    streamed = post(tokenizer, server, "/v1/completions", {"prompt": "hello", "stream": True})
+    assert "".join(event["choices"][0]["text"] for event in streamed.events) == TEXT
+
+
+def test_models(tokenizer: Tokenizer, server: FakeServer) -> None:
+    paths = ("/v1/models", "/v1/models/tiny", "/v1/models/other")
+
+    async def use(house: House) -> list[Reply]:
+        return [await house.get(path) for path in paths]
+
+    listed, one, other = run(tokenizer, server, use)
+    assert listed.json["data"] == [one.json]
+    assert one.json["id"] == "tiny"
+    assert other.status == 404
+
+
+# -- limits -----------------------------------------------------------------------------------------------------
+
+
+def test_one_request_too_many_is_overloaded(tokenizer: Tokenizer, server: FakeServer) -> None:
+    server.holds = True
+
+    async def use(house: House) -> list[Reply]:
+        first = [asyncio.ensure_future(house.post("/generate", {"inputs": "hello"})) for _ in range(3)]
+        await house.until(lambda: len(server.opens) == 2)
+        assert house.sessions.num_waiting == 1
+        bodies = {"/generate": {"inputs": "a"}, "/v1/completions": {"prompt": "a"}}
+        refused = [await house.post(path, body) for path, body in bodies.items()]
+        server.release()
+        await house.until(lambda: len(server.opens) == 3)
+        server.release()
+        return [*refused, *await asyncio.gather(*first)]
+
+    tgi, openai, *served = run(tokenizer, server, use, max_sessions=2, max_requests=3, server_wait_s=10.0)
+    assert tgi.status == openai.status == 429
+    assert tgi.json["error_type"] == "overloaded"
+    assert tgi.headers["retry-after"]
+    assert openai.json["error"]["type"] == "rate_limit_error"
+    assert [reply.json["generated_text"] for reply in served] == [TEXT] * 3
+
+
+def test_who_waits_too_long_for_a_session_is_told(tokenizer: Tokenizer, server: FakeServer) -> None:
+    server.holds = True
+
+    async def use(house: House) -> Reply:
+        first = asyncio.ensure_future(house.post("/generate", {"inputs": "hello"}))
+        await house.until(lambda: len(server.opens) == 1)
+        late = await house.post("/generate", {"inputs": "hello"})
+        server.release()
+        await first
+        return late
+
+    late = run(tokenizer, server, use, max_sessions=1)
+    assert late.status == 429
+    assert "no session became free" in late.json["error"]
+
+
+# -- servers ----------------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_is_away_is_waited_for(tokenizer: Tokenizer, server: FakeServer) -> None:
+    server.error = LOST
+
+    async def use(house: House) -> Reply:
+        request = asyncio.ensure_future(house.post("/generate", {"inputs": "hello"}))
+        await house.until(lambda: len(server.opens) == 2)
+        server.error = None
+        return await request
+
+    assert run(tokenizer, server, use, server_wait_s=10.0).json["generated_text"] == TEXT
+
+
+@pytest.mark.parametrize("path", ["/generate", "/generate_stream", "/v1/chat/completions"])
+def test_a_server_that_stays_away_is_503(tokenizer: Tokenizer, server: FakeServer, path: str) -> None:
+    server.error = LOST
+    body = {"messages": CHAT, "stream": True} if "chat" in path else {"inputs": "hello"}
+    reply = post(tokenizer, server, path, body)
+    assert reply.status == 503
+    assert "no server at HERE" in reply.body.decode()
+    assert len(server.opens) > 1
+
+
+def test_refusals_of_the_server(tokenizer: Tokenizer, server: FakeServer) -> None:
+    server.error = RequestRefused("the prompt has 9 tokens; the context window holds 4 with the output")
+    assert generate(tokenizer, server).status == 422
+    server.error = RequestRefused("the client's tokenizer differs: its vocab_hash is 1, the server's 2")
+    reply = generate(tokenizer, server)
+    assert reply.status == 424
+    assert reply.json["error_type"] == "generation"
+    server.error, server.status = None, Status.OVERLOADED
+    assert generate(tokenizer, server).status == 429
+
+
+def test_an_error_in_the_middle_of_a_stream_is_an_event(tokenizer: Tokenizer, server: FakeServer) -> None:
+    server.holds = True
+
+    async def use(house: House) -> Reply:
+        request = asyncio.ensure_future(house.post("/generate_stream", {"inputs": "hello"}))
+        await house.until(lambda: bool(server.opens))
+        server.release(1)
+        await asyncio.sleep(0.05)
+        server.transports[0].inbox.put(RequestRefused("the engine has stopped"))
+        return await request
+
+    reply = run(tokenizer, server, use)
+    assert reply.status == 200
+    assert len(reply.events) == server.size + 1
+    assert reply.events[-1]["error_type"] == "generation"
+    assert "the engine has stopped" in reply.events[-1]["error"]
+
+
+@pytest.mark.parametrize("path", ["/generate", "/generate_stream"])
+def test_a_defect_is_no_traceback(tokenizer: Tokenizer, server: FakeServer, path: str) -> None:
+    server.error = ZeroDivisionError("secret")
+    reply = generate(tokenizer, server, path)
+    assert reply.status == 500
+    assert reply.json["error_type"] == "internal"
+    assert "secret" not in reply.body.decode()
+
+
+# -- hang-ups ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/generate", "/generate_stream", "/ui/stream"])
+def test_a_client_that_hangs_up_frees_its_session(tokenizer: Tokenizer, server: FakeServer, path: str) -> None:
+    server.holds = True
+    body = {"messages": CHAT} if "ui" in path else {"inputs": "hello"}
+
+    async def use(house: House) -> None:
+        is_gone = False
+        request = asyncio.ensure_future(house.post(path, body, leaves=lambda reply: is_gone))
+        await house.until(lambda: bool(server.opens))
+        server.release(1)
+        await asyncio.sleep(0.05)
+        assert len(house.sessions.running) == 1
+        is_gone = True
+        await house.until(lambda: len(server.closes) == 1)
+        await request
+        await house.until(lambda: not house.sessions.running)
+        assert house.gateway.metrics.failures.values()[-1] == 1
+
+    run(tokenizer, server, use, max_sessions=1)
+
+
+def test_who_hangs_up_while_waiting_leaves_the_queue(tokenizer: Tokenizer, server: FakeServer) -> None:
+    server.holds = True
+
+    async def use(house: House) -> None:
+        first = asyncio.ensure_future(house.post("/generate", {"inputs": "hello"}))
+        await house.until(lambda: bool(server.opens))
+        await house.post("/generate", {"inputs": "hello"}, leaves=lambda reply: house.sessions.num_waiting == 1)
+        assert house.sessions.num_requests == 1
+        server.release()
+        await first
+
+    run(tokenizer, server, use, max_sessions=1, server_wait_s=10.0)
+
+
+# -- drafts -----------------------------------------------------------------------------------------------------
+
+
+def test_drafts_change_no_text_and_reach_the_page(tokenizer: Tokenizer) -> None:
+    server = FakeServer(tokenizer, TEXT, 1)
+    server.holds = True
+    drafter = SleepingDrafter(0.002, lambda tokens: 5)
+    speculation = Speculation(DraftDealer(lambda: drafter, 1), shipped_model("int4"), 200, "tiny", "fixed:3")
+
+    async def use(house: House) -> Reply:
+        request = asyncio.ensure_future(house.post("/ui/stream", {"messages": CHAT, "max_new_tokens": 6}))
+        for _ in range(8):
+            await asyncio.sleep(0.12)
+            server.release(1)
+        return await request
+
+    reply = run(tokenizer, server, use, speculation=speculation)
+    opening, *events, end = reply.events
+    assert opening == {
+        "type": "open", "prompt_tokens": len(tokenizer.encode_chat(CHAT)), "draft_model": "tiny", "rule": "fixed:3",
+    }  # fmt: skip
+    assert end == {"type": "end", "finish_reason": "length", "generated_tokens": 6}
+    drafts = [event for event in events if event["type"] == "draft" and event["texts"]]
+    assert drafts
+    assert all(len(d["texts"]) == len(d["survival"]) <= 3 for d in drafts)
+    assert "".join(drafts[0]["texts"]) == tokenizer.decode([5] * len(drafts[0]["texts"]))
+    position, struck = 0, 0
+    for event in events:  # every draft stands behind what the page has been told
+        assert event["start"] == position
+        if event["type"] == "commit":
+            position += len(event["tokens"])
+            struck += event["struck"]
+            assert set(event["stats"]) == {"tokens_per_s", "acceptance_rate", "wdt_share", "round_trip_ms", "choice"}
+    assert struck > 0
+    assert len(server.drafts) > 0
+    text = "".join(token["text"] for event in events if event["type"] == "commit" for token in event["tokens"])
+    assert text == tokenizer.decode(server.tokens[:6])
+    assert not drafting_threads()
+
+
+def test_the_page_without_drafts(tokenizer: Tokenizer, server: FakeServer) -> None:
+    reply = post(tokenizer, server, "/ui/stream", {"messages": CHAT, "draft": False, "temperature": 0.5, "seed": None})
+    assert reply.events[0]["draft_model"] == "none"
+    commits = [event for event in reply.events if event["type"] == "commit"]
+    assert {token["origin"] for commit in commits for token in commit["tokens"]} == {"decoded"}
+    server.error = LOST
+    assert post(tokenizer, server, "/ui/stream", {"messages": CHAT}).events[-1]["type"] == "error"
+    assert post(tokenizer, server, "/ui/stream", {"messages": []}).status == 422
+
+
+def test_a_client_that_reads_nothing_is_dropped(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_runtime.gateway_generation.SLOW_CLIENT_S", 0.05)
+    monkeypatch.setattr("edge_runtime.gateway_generation.MAX_BATCHES", 2)
+    server = FakeServer(tokenizer, TEXT, 1)
+
+    async def use(house: House) -> None:
+        wanted = GenerationRequest(np.array([5, 6], np.int32), "", 100, Sampling())
+        await house.sessions.start(wanted, Times(0.0))
+        await house.until(lambda: not house.sessions.running)
+
+    run(tokenizer, server, use)
+    assert len(server.closes) == 1
+
+
+def test_the_page_is_served(
+    tokenizer: Tokenizer, server: FakeServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    page = tmp_path / "index.html"
+
+    async def use(house: House) -> tuple[Reply, Reply]:
+        monkeypatch.setattr("edge_runtime.gateway_ui.PAGE", page)
+        missing = await house.get("/ui")
+        page.write_text("<!doctype html>")
+        return missing, await house.get("/ui")
+
+    missing, found = run(tokenizer, server, use)
+    assert missing.status == 404
+    assert found.body == b"<!doctype html>"
+    assert found.headers["content-type"].startswith("text/html")
