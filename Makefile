@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 PIP_EXTRA_ARGS ?=
 TORCH := torch==2.13.0
-EXTRAS := edge,server,export,bench,dev
+EXTRAS := edge,gateway,server,export,bench,dev
 PYTEST_ARGS ?=
 TEST_JOBS ?= 2
 PERF_ARGS ?=
@@ -34,7 +34,7 @@ endef
 export NEEDED_PACKAGES
 say = @printf '\n== %s\n' "$(1)" >&2
 
-.PHONY: help setup demo test lint plugin perf bench results clean
+.PHONY: help setup demo test lint devices plugin perf bench results clean
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
@@ -52,9 +52,10 @@ lint: $(VENV)/.installed ## ruff, mypy --strict on wisp_plugin
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict wisp_plugin
 
-test: setup lint ## everything that must hold: lint, types, unit and integration tests
+test: setup lint $(VENV)/.browser ## everything that must hold: lint, types, unit and integration tests
 	$(call say,unit tests)
-	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist worksteal --ignore tests/integration $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist worksteal \
+	  --ignore tests/integration --ignore tests/test_device_wheels.py $(PYTEST_ARGS)
 	$(call say,integration tests: one server after the other)
 	$(BIN)/python -m pytest tests/integration $(PYTEST_ARGS)
 
@@ -67,13 +68,15 @@ plugin: ## batchstrategy.so, built with g++ alone and put into wisp_verifier_bat
 perf: setup ## perf_analyzer, closed and open loop, against both verifiers; its CSVs go to perf-results
 	$(BIN)/wisp-bench perf $(PERF_ARGS)
 
-bench: setup ## engine, e2e and lossless; BENCH_ARGS= runs them at full length
+bench: setup ## engine, e2e, lossless and the reduced matrix; BENCH_ARGS= runs the first three at full length
 	$(call say,wisp-bench engine)
 	$(BIN)/wisp-bench engine $(BENCH_ARGS)
 	$(call say,wisp-bench e2e)
 	$(BIN)/wisp-bench e2e $(BENCH_ARGS)
 	$(call say,wisp-bench lossless)
 	$(BIN)/wisp-bench lossless $(BENCH_ARGS)
+	$(call say,wisp-bench matrix: 12 cells; a run that was stopped goes on)
+	$(BIN)/wisp-bench matrix --report build/matrix
 
 # Each benchmark prints its document as the last line. Nothing else should run on the machine meanwhile.
 # A missed target ends a benchmark with an error and is a result all the same: its document is kept.
@@ -112,6 +115,21 @@ $(VENV)/.torch: $(VENV)/.created
 	$(call say,$(TORCH): the largest download)
 	$(PIP) install $(PIP_EXTRA_ARGS) $(TORCH)
 	@touch $@
+
+# A Chromium for the tests of the page, nginx for those of a proxy. Where they cannot be installed (not root; Ubuntu has
+# Chromium as a snap only) these tests are skipped and say so.
+$(VENV)/.browser: $(VENV)/.created
+	@updated=; for pair in chromium-headless-shell:chromium-headless-shell nginx:nginx-light; do \
+	  if PATH="$$PATH:/usr/sbin" command -v "$${pair%%:*}" >/dev/null; then continue; fi; \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    test -n "$$updated" || apt-get update -qq && updated=1; \
+	    if apt-cache show "$${pair##*:}" >/dev/null 2>&1; then \
+	      apt-get install -y -qq --no-install-recommends "$${pair##*:}" >&2 && continue; fi; fi; \
+	  echo "no $${pair##*:} here: the tests that need it are skipped" >&2; done
+	@touch $@
+
+devices: $(VENV)/.installed ## every edge dependency has a wheel for arm64 Linux
+	$(BIN)/python -m pytest tests/test_device_wheels.py $(PYTEST_ARGS)
 
 $(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.torch
 	$(call say,all other packages)
