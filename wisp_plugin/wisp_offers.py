@@ -25,4 +25,3 @@ class Offers:
     work: Floats  # [2, S, L]: memory and arithmetic
     needs: Bools  # [S]: takes part whatever it costs
     need_s: Floats  # [S]: when a session starts to need a token
-    is_surplus: Bools  # [S, L]: so far ahead of its schedule that it has the least value

@@ -21,9 +21,10 @@ class WispParameters:
     holds: bool = True  # False: whoever is due takes part in every pass
     hold_load: float = 0.3  # from this predicted load on, sessions wait for drafts that are on their way
     draft_grace_s: float = 0.02  # drafts that are so late are not on their way any more
+    least_survival: float = 0.4  # of a draft token in a pass that has no room for everything
     # Prefill
     prefill_tokens: int = 16  # more uncached tokens than this are prefill; the smallest chunk
     prefill_haste: float = 0.5  # share of the time to its first token in which a prefill is to be done
     least_stretch: float = 1.03  # a pass may always grow by this for prefill
     borne_share: float = 0.12  # of running sessions: so many may lose their pace to the prefill of others
-    spend_passes: float = 8.0  # over so many, sessions may spend what they are ahead on what others get
+    spend_passes: float = 8.0  # passes over which sessions may spend what they are ahead on the prefill of others

@@ -1,21 +1,21 @@
-"""Policy `wisp`: value by need, filled by density, with holding (DESIGN.md section 7).
+"""Policy `wisp`: by need, within what the tightest sessions bear; by value where there is time to spare; with holding.
 
-A decision in three steps, all on columns:
+A busy server: passes of the length that the tightest sessions bear (`wisp_budget`), filled in the order of need with
+whole turns, prefills among them (`wisp_turns`).
+
+A server with time to spare, or few sessions, whose speed is what counts; all on columns:
 
 1. `offers`: what every session offers, its own token and then its buffered draft tokens, with the value of each and
-   its features. A token is worth 1 to a session on or behind schedule and less the further the session is ahead; a
-   draft token that times its survival.
-2. `fill`: offers in order of value per added second. What a session needs soon comes first, and a session that is
-   poor by itself but rich with its drafts enters with them. The pass ends where the value per second of the whole is
-   highest: then no further offer brings more per second than the pass has already. What nobody needs yet comes last,
-   and only as far as the pace of the tightest sessions allows (`wisp_surplus`).
+   its features. A token is worth 1 to a session on or behind schedule and less the further the session is ahead, but 1
+   while nobody else needs the server; a draft token that times its survival.
+2. `fill`: offers in order of value per added second. The pass ends where the value per second of the whole is
+   highest: then no further offer brings more per second than the pass has already.
 3. `wisp_prefill`: chunks of prefill, those that are due first, as many tokens as keep every waiting prefill on the
    way to a first token after a fraction of the time that its SLO allows.
 
 Holding: under load, if nobody needs a token yet and everybody's drafts are on their way, nobody runs until somebody
-needs one; the pass then takes all that are worth it. So turns are rich, and passes fewer. Else a few sessions wait for
-their drafts where that gives each of them more tokens per second (`wisp_hold`). Nobody waits for a place for more than
-`max_hold_s`.
+needs one. So turns are rich, and passes fewer. Else a few sessions wait for their drafts where that gives each of them
+more tokens per second (`wisp_hold`). Nobody waits for a place for more than `max_hold_s`.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ from wisp_plugin.config import EngineConfig
 from wisp_plugin.estimator import EMPTY_PASS, Estimator, item_features
 from wisp_plugin.policies import NEED, NOBODY, VALUE, Choice
 from wisp_plugin.roster import Candidates, Floats, Ints
+from wisp_plugin.wisp_budget import PassBudget
 from wisp_plugin.wisp_hold import FEW_SESSIONS, MAX_SESSIONS, waits_for_drafts
 from wisp_plugin.wisp_offers import Offers
 from wisp_plugin.wisp_parameters import WispParameters
 from wisp_plugin.wisp_prefill import WispPrefill
-from wisp_plugin.wisp_surplus import SurplusLimit
+from wisp_plugin.wisp_turns import Turns
 
 __all__ = ["Offers", "Wisp", "WispParameters"]
 
@@ -56,7 +57,8 @@ class Wisp:
         self._empty_work = estimator.work(EMPTY_PASS)
         self._chunk_tokens = min(self._parameters.prefill_tokens, config.max_pass_tokens)
         self._prefill = WispPrefill(config, estimator, self._parameters)
-        self._surplus = SurplusLimit(estimator, self._prefill, self._parameters)
+        self._turns = Turns(config, estimator, self._parameters)
+        self._budget = PassBudget(estimator, self._parameters)
 
     def choose(self, candidates: Candidates, now_s: float) -> Choice:
         """See `Policy.choose`."""
@@ -70,10 +72,9 @@ class Wisp:
         has_prefill = bool(is_prefill.any())
         offers = self.offers(candidates, np.flatnonzero(~is_prefill) if has_prefill else None, now_s)
         held_until_s = self._held_until_s(candidates, offers, now_s)
-        if held_until_s is not None:
-            taken, work = None, self._empty_work
-        else:
-            taken, work = self.fill(offers, self._surplus_s(candidates, offers, is_prefill, now_s))
+        if held_until_s is None and not self._is_idle(candidates):
+            return self._busy(candidates, offers, is_prefill, now_s)
+        taken, work = (None, self._empty_work) if held_until_s is not None else self.fill(offers)
         if taken is None or (has_prefill and not offers.value[taken > 0].any() and not offers.needs.any()):
             taken, work = np.zeros(len(offers.rows), np.int64), self._empty_work
         turns = np.flatnonzero(taken)
@@ -85,16 +86,17 @@ class Wisp:
             reasons=tuple([NEED if needs else VALUE for needs in offers.needs[turns].tolist()]),
             wake_s=math.inf if held_until_s is None else held_until_s,
         )
-        if has_prefill:
-            choice = self._prefill.add(candidates, np.flatnonzero(is_prefill), choice, work, now_s)
-        self._surplus.note(candidates, choice, now_s)
-        return choice
+        if not has_prefill:
+            return choice
+        return self._prefill.add(candidates, np.flatnonzero(is_prefill), choice, work, now_s)
 
-    def _surplus_s(self, c: Candidates, offers: Offers, is_prefill: Bools, now_s: float) -> float:
-        """How long the pass may get for surplus (see `wisp_surplus`)."""
-        if not offers.is_surplus.any():
-            return math.inf
-        return self._surplus.limit_s(c, is_prefill, now_s)
+    def _busy(self, c: Candidates, offers: Offers, is_prefill: Bools, now_s: float) -> Choice:
+        """A pass of a server whose time is scarce."""
+        must_s = np.full(len(c), np.inf)
+        must_s[offers.rows] = offers.need_s if self._parameters.holds else now_s
+        choice = self._turns.choose(c, is_prefill, must_s, now_s, self._budget.seconds(c, is_prefill))
+        self._budget.note(c, choice, now_s)
+        return choice
 
     def _drafts_of(self, c: Candidates, offers: Offers, turns: Ints, num_drafts: Ints) -> Ints:
         """Draft tokens of the members: what was taken, but in `sync`, where a device gives up what is not verified,
@@ -120,11 +122,10 @@ class Wisp:
         slack_s = c.needed_s - now_s - everyone_s
         levels = np.arange(c.survival.shape[1] + 1)
         ahead = (slack_s / c.tpot_s)[:, None] + levels
-        if rows is None and self._is_idle(c, own_work):
+        if rows is None and self._is_idle(c):
             ahead[:] = 0.0  # nobody else needs the time of the server: what is ahead of its SLO counts in full
         slope = (1.0 - p.least_value) / p.horizon_tokens
         value = np.minimum(np.maximum(1.0 - slope * ahead, p.least_value), p.most_value)
-        is_surplus = value <= p.least_value
         value[:, 1:] *= c.survival
         is_lost = c.is_lost > 0
         value[is_lost] *= p.lost_value
@@ -136,8 +137,7 @@ class Wisp:
         exists = levels < num_levels[:, None]
         value *= exists
         work = self._offered_work(c, own_work, len(levels))
-        existing = np.flatnonzero(exists)
-        return Offers(of, value, num_levels, num_uncached, levels, existing, work, needs, need_s, is_surplus)
+        return Offers(of, value, num_levels, num_uncached, levels, np.flatnonzero(exists), work, needs, need_s)
 
     def _offered_work(self, c: Candidates, own_work: Floats, num_levels: int) -> Floats:
         """Work `[2, S, L]`; that of a session's draft tokens taken as equal, behind half of the buffer."""
@@ -175,10 +175,12 @@ class Wisp:
         token_s = float(self._estimator.weights(work) @ draft_work)
         return bool(waits_for_drafts(c, now_s, float(self._estimator.seconds(work)), token_s).all())
 
-    def _is_idle(self, c: Candidates, own_work: Floats) -> bool:
+    def _is_idle(self, c: Candidates) -> bool:
         """True if there is nobody to save server time for: hardly any sessions, or hardly any load of some."""
         if len(c) <= FEW_SESSIONS:
             return True
+        num_uncached = np.minimum(c.num_uncached, self._chunk_tokens)
+        own_work = self._estimator.work(item_features(c.num_cached, num_uncached, 1.0))
         return len(c) <= MAX_SESSIONS and self._load_of(c, own_work) < self._parameters.hold_load
 
     def _load(self, c: Candidates, offers: Offers) -> float:
@@ -195,9 +197,8 @@ class Wisp:
         work = self._empty_work + (rhythm_s / period_s) @ own_work
         return float(self._estimator.seconds(work)) / rhythm_s
 
-    def fill(self, offers: Offers, surplus_s: float = math.inf) -> tuple[Ints, Floats]:
-        """Levels taken of each session, int `[S]` (0: not in the pass), and the work of the pass `[2]`, which may take
-        `surplus_s` with tokens that nobody needs yet."""
+    def fill(self, offers: Offers) -> tuple[Ints, Floats]:
+        """Levels taken of each session, int `[S]` (0: not in the pass), and the work of the pass `[2]`."""
         num_sessions, num_levels = offers.value.shape
         if not num_sessions:
             return np.empty(0, np.int64), self._empty_work
@@ -211,27 +212,19 @@ class Wisp:
             before, order = weights, self._order(offers, weights)
             num_fit = self._num_that_fit(offers, order)
             reached = flat_work[:, order].cumsum(axis=1) + self._empty_work[:, None]
-            seconds = self._estimator.seconds(reached.T)
-            density = flat_value[order].cumsum() / seconds
+            density = flat_value[order].cumsum() / self._estimator.seconds(reached.T)
             first = min(max(num_needed, 1), num_fit) - 1
-            end = self._end(offers, order, seconds[:num_fit], surplus_s, first)
-            last = first + int(density[first:end].argmax())
+            last = first + int(density[first:num_fit].argmax())
             work = reached[:, last]
         return np.bincount(order[: last + 1] // num_levels, minlength=num_sessions), work
 
-    def _end(self, offers: Offers, order: Ints, seconds: Floats, surplus_s: float, first: int) -> int:
-        """How many offers, in `order`, may be taken: all that are no surplus, and surplus within `surplus_s`."""
-        num_due = int(np.count_nonzero(~offers.is_surplus.reshape(-1)[order[: len(seconds)]]))
-        return max(first + 1, num_due, int(np.searchsorted(seconds, surplus_s, side="right")))
-
     def _order(self, offers: Offers, weights: Floats) -> Ints:
-        """Flat indices of all offers, best first, surplus last, and each behind those it needs."""
+        """Flat indices of all offers, best first and each behind those it needs."""
         cost = np.maximum(weights[0] * offers.work[0] + weights[1] * offers.work[1], _LEAST_S)
         # A session enters with as many drafts as make its turn richest: those before the best share one density.
         together = offers.value.cumsum(axis=1) / cost.cumsum(axis=1)
         is_head = offers.levels <= together.argmax(axis=1)[:, None]
         density = np.where(is_head, together.max(axis=1)[:, None], offers.value / cost)
-        density[offers.is_surplus] -= _NEEDED
         needed = offers.needs.nonzero()[0]
         if len(needed):
             density[needed[offers.need_s[needed].argsort(kind="stable")], 0] = _NEEDED - np.arange(len(needed))

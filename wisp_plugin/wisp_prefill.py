@@ -14,7 +14,7 @@ import math
 import numpy as np
 
 from wisp_plugin.config import EngineConfig
-from wisp_plugin.estimator import EMPTY_PASS, Estimator, item_features
+from wisp_plugin.estimator import Estimator, item_features
 from wisp_plugin.policies import PREFILL, Choice
 from wisp_plugin.roster import Candidates, Floats, Ints
 from wisp_plugin.wisp_parameters import WispParameters
@@ -61,28 +61,21 @@ class WispPrefill:
         if len(rows) == len(c):
             return math.inf
         turns_s = float(self._estimator.seconds(work))
-        share_s = self.share_s(c, rows, turns_s, now_s, work)
+        # An old session computes again what it has lost: its age is no time that its SLO allows for that.
+        allowed_s = np.minimum(c.needed_s[rows] - c.opened_s[rows], _MOST_ALLOWED_S)
+        left_s = c.needed_s[rows] - now_s
+        pace_s = p.prefill_haste * allowed_s
+        pace_s = np.where(left_s > 0, np.minimum(pace_s, left_s), pace_s)
+        prefill = self._estimator.work(item_features(c.num_cached[rows], c.num_uncached[rows], 1.0))
+        added_s = prefill @ self._estimator.weights(work + prefill.sum(axis=0))
+        # What was not used in earlier passes is not lost: a chunk may have to be larger than one pass's share.
+        earned_s = now_s - c.ready_s[rows] + turns_s
+        share_s = float((added_s * np.minimum(1.0, earned_s / np.maximum(pace_s, turns_s))).sum())
         least_s = p.least_stretch * turns_s
         borne_s = self._borne_s(c, rows, now_s)
         if borne_s <= least_s:  # somebody cannot keep his pace even without prefill
             return max(least_s, turns_s + share_s)
         return max(least_s, min(turns_s + share_s, borne_s))
-
-    def share_s(self, c: Candidates, rows: Ints, pass_s: float, now_s: float, work: Floats | None = None) -> float:
-        """Seconds that the prefills `rows` have earned of a pass of `pass_s` (with `work` besides, or empty)."""
-        if not len(rows):
-            return 0.0
-        work = self._estimator.work(EMPTY_PASS) if work is None else work
-        # An old session computes again what it has lost: its age is no time that its SLO allows for that.
-        allowed_s = np.minimum(c.needed_s[rows] - c.opened_s[rows], _MOST_ALLOWED_S)
-        left_s = c.needed_s[rows] - now_s
-        pace_s = self._parameters.prefill_haste * allowed_s
-        pace_s = np.where(left_s > 0, np.minimum(pace_s, left_s), pace_s)
-        prefill = self._estimator.work(item_features(c.num_cached[rows], c.num_uncached[rows], 1.0))
-        added_s = prefill @ self._estimator.weights(work + prefill.sum(axis=0))
-        # What was not used in earlier passes is not lost: a chunk may have to be larger than one pass's share.
-        earned_s = now_s - c.ready_s[rows] + pass_s
-        return float((added_s * np.minimum(1.0, earned_s / np.maximum(pace_s, pass_s))).sum())
 
     def _borne_s(self, c: Candidates, rows: Ints, now_s: float) -> float:
         """How long passes may take on average so that running sessions (all but `rows`) keep their pace: what a turn

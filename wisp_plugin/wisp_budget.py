@@ -1,13 +1,12 @@
-"""How long a pass may get for tokens that nobody needs yet, for policy `wisp`.
+"""How long a pass may take so that whoever can keep the pace of its SLO keeps it, for policy `wisp`.
 
-A session that is in every pass and gets n tokens from each on average bears passes of n x tpot. Tokens for sessions
-far ahead of their schedule make passes longer, and end those sessions sooner, so that the next prompts come sooner,
-too: the tightest sessions then lose their SLO to tokens that nobody asked for. So surplus ends where the session that
-bears least would fall behind. Where that session cannot be helped, because even the pace that all SLOs ask for makes
-passes too long for it, surplus has no limit: it costs nobody anything that could be kept.
+A session that is in every pass and gets n tokens from each on average bears passes of n x tpot. Longer ones cost it its
+SLO; shorter ones carry less, and what all SLOs ask for, with the prompts that come along, has to fit: that takes passes
+of `pace_s` on average. Sessions that bear less than this are beyond help and count no more. Of the others the one that
+bears least sets the budget. So passes are as long as they may be, and all alike: a long pass costs the tightest more
+than a short one gives back.
 
-How long passes are at that pace (`pace_s`) follows from the tokens per second that the SLOs ask for and from how many
-new tokens passes computed lately per committed one (prompts and rejected drafts are in it).
+New tokens per committed one (prompts and rejected drafts are in it) are those of the last passes.
 """
 
 from __future__ import annotations
@@ -19,9 +18,8 @@ import numpy.typing as npt
 
 from wisp_plugin.estimator import EMPTY_PASS, Estimator, item_features
 from wisp_plugin.policies import Choice
-from wisp_plugin.roster import Candidates, Floats
+from wisp_plugin.roster import Candidates, Floats, Ints
 from wisp_plugin.wisp_parameters import WispParameters
-from wisp_plugin.wisp_prefill import WispPrefill
 
 Bools = npt.NDArray[np.bool_]
 _MEMORY_S = 10.0  # passes are remembered so long
@@ -29,12 +27,11 @@ _FIRST_TOKENS = (50.0, 25.0)  # new and committed, until there were passes
 _ROUNDS = 3  # towards a pass that takes as long as its own work asks for
 
 
-class SurplusLimit:
+class PassBudget:
     """See the top of this file. It remembers the passes it is told of."""
 
-    def __init__(self, estimator: Estimator, prefill: WispPrefill, parameters: WispParameters) -> None:
+    def __init__(self, estimator: Estimator, parameters: WispParameters) -> None:
         self._estimator = estimator
-        self._prefill = prefill
         self._parameters = parameters
         self._num_new, self._num_committed = _FIRST_TOKENS
         self._noted_s = 0.0
@@ -51,21 +48,17 @@ class SurplusLimit:
         self._num_committed = kept * self._num_committed + float(chooses.sum() + accepted.sum())
         self._noted_s = now_s
 
-    def limit_s(self, c: Candidates, is_prefill: Bools, now_s: float) -> float:
-        """Seconds of a pass, less its prefill, up to which surplus may be taken; infinite: as far as it is worth it."""
-        p = self._parameters
+    def seconds(self, c: Candidates, is_prefill: Bools) -> float:
+        """The budget; infinite if nobody sets one."""
         runs = np.flatnonzero(~is_prefill & (c.is_lost == 0))
         if not len(runs):
             return math.inf
         turn_s = c.tpot_s[runs] * c.tokens_per_turn[runs]  # what a turn is worth in time
         pace_s = self._pace_s(c, runs, turn_s)
-        if float(turn_s.min()) < p.lost_pace * pace_s:
-            return math.inf
-        ahead_s = c.needed_s[runs] - now_s
-        borne_s = float((turn_s + ahead_s / p.spend_passes).min())
-        return borne_s - self._prefill.share_s(c, np.flatnonzero(is_prefill), pace_s, now_s)
+        helped_s = turn_s[turn_s >= self._parameters.lost_pace * pace_s]
+        return max(pace_s, float(helped_s.min())) if len(helped_s) else math.inf
 
-    def _pace_s(self, c: Candidates, runs: npt.NDArray[np.int64], turn_s: Floats) -> float:
+    def _pace_s(self, c: Candidates, runs: Ints, turn_s: Floats) -> float:
         """Mean seconds of a pass if every session gets just what its SLO asks for: those that run take part as often
         as they have to, and new tokens are as many per committed token as lately."""
         new_per_s = float((1.0 / c.tpot_s[c.is_lost == 0]).sum()) * self._num_new / max(self._num_committed, 1.0)

@@ -1,0 +1,138 @@
+"""A busy server: passes as long as the tightest sessions bear, filled by need."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.factories import make_candidates, make_config
+from tests.test_policies import candidates, parts
+from wisp_plugin.estimator import EMPTY_PASS, Costs, Estimator, item_features
+from wisp_plugin.policies import PREFILL, TURN, Choice
+from wisp_plugin.roster import Candidates
+from wisp_plugin.wisp_budget import PassBudget
+from wisp_plugin.wisp_parameters import WispParameters
+from wisp_plugin.wisp_policy import Wisp
+from wisp_plugin.wisp_turns import Turns
+
+P = WispParameters()
+NOW_S = 1.0
+# Nothing but arithmetic: a pass of 10 ms, 0.1 ms per new token.
+TOKEN_S = 0.0001
+LINEAR = Costs((0.0, 0, 0, 0, 0, 0), (0.01, 0, TOKEN_S, 0, 0, 0))
+TIGHT_S, LOOSE_S = 0.014, 1.0
+
+
+def take(c: Candidates, budget_s: float, must_s: Any = math.inf, **config: Any) -> Choice:
+    is_prefill = c.num_uncached > min(P.prefill_tokens, make_config(**config).max_pass_tokens)
+    turns = Turns(make_config(**config), Estimator(LINEAR), P)
+    return turns.choose(c, is_prefill, np.full(len(c), must_s, np.float64), NOW_S, budget_s)
+
+
+def seconds_of(c: Candidates, choice: Choice) -> float:
+    new = choice.num_committed + choice.num_drafts
+    features = item_features(c.num_cached[choice.members], new, 1.0 + choice.num_drafts)
+    return float(Estimator(LINEAR).predict(EMPTY_PASS + features.sum(axis=0)))
+
+
+def tight_and_loose(num_loose: int, num_drafts: int = 8) -> Candidates:
+    """One session that just keeps its pace, and others with sure drafts that are far ahead of theirs."""
+    survival = np.ones((1 + num_loose, num_drafts))
+    survival[0] = 0.0
+    return make_candidates(
+        1 + num_loose, survival,
+        needed_s=[NOW_S + TIGHT_S, *[NOW_S + 30.0] * num_loose], tpot_s=[TIGHT_S, *[LOOSE_S] * num_loose],
+        ready_s=NOW_S,
+    )  # fmt: skip
+
+
+class TestBudget:
+    def test_a_pass_is_as_long_as_the_tightest_bears(self) -> None:
+        c = tight_and_loose(num_loose=8)
+        choice = Wisp(make_config(), Estimator(LINEAR)).choose(c, NOW_S)
+        assert 0 in choice.members
+        assert TIGHT_S - 2 * TOKEN_S < seconds_of(c, choice) <= TIGHT_S + 1e-9
+        bears = make_candidates(9, c.survival, needed_s=c.needed_s, tpot_s=c.tpot_s, tokens_per_turn=9.0, ready_s=NOW_S)
+        assert Wisp(make_config(), Estimator(LINEAR)).choose(bears, NOW_S).num_drafts.sum() == 64
+
+    def test_who_cannot_be_helped_sets_no_budget(self) -> None:
+        budget = PassBudget(Estimator(LINEAR), P)
+        nobody = np.zeros(3, bool)
+        assert budget.seconds(make_candidates(3, tpot_s=0.5 * 0.01), nobody) == math.inf
+        lost = make_candidates(3, tpot_s=[TIGHT_S, LOOSE_S, LOOSE_S], is_lost=[1.0, 0.0, 0.0])
+        assert budget.seconds(lost, nobody) == pytest.approx(LOOSE_S)
+        one_hopeless = make_candidates(3, tpot_s=[0.005, TIGHT_S, LOOSE_S])
+        assert budget.seconds(one_hopeless, nobody) == pytest.approx(TIGHT_S)
+        assert budget.seconds(lost, ~nobody) == math.inf
+
+    def test_many_prompts_lately_make_the_pace_of_all_slower(self) -> None:
+        """Twenty sessions at 14 ms per token: decoding alone fits; with four prompt tokens to each it does not."""
+        c = make_candidates(20, tpot_s=TIGHT_S)
+        budget, nobody = PassBudget(Estimator(LINEAR), P), np.zeros(20, bool)
+        assert budget.seconds(c, nobody) == pytest.approx(TIGHT_S, rel=0.02)
+        prompts = Choice(np.arange(20), np.full(20, 4), np.zeros(20, np.int64), (TURN,) * 20)
+        for step in range(50):
+            budget.note(make_candidates(20, num_uncached=4.0), prompts, NOW_S + 0.1 * step)
+        assert budget.seconds(c, nobody) == math.inf
+
+    def test_passes_are_forgotten_and_empty_ones_are_none(self) -> None:
+        budget = PassBudget(Estimator(LINEAR), P)
+        c = make_candidates(2, [0.5, 0.25], num_uncached=[1.0, 40.0])
+        budget.note(c, Choice(np.array([0, 1]), np.array([1, 20]), np.array([2, 0]), (TURN, TURN)), 1e6)
+        assert budget._num_new == pytest.approx(23.0)
+        assert budget._num_committed == pytest.approx(1.75)  # a prefill that goes on commits nothing
+        budget.note(c, Choice(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64), ()), 1e6)
+        assert budget._num_new == pytest.approx(23.0)
+
+
+class TestOrder:
+    def test_prefill_waits_for_those_in_need_and_then_takes_what_is_left(self) -> None:
+        c = make_candidates(3, num_uncached=[1, 200, 1], needed_s=[1.01, 1.5, 3.0], num_cached=[10.0, 0.0, 10.0])
+        assert parts(take(c, 0.015)) == [(0, 1, 0), (1, 49, 0)]
+        assert parts(take(c, 1.0)) == [(0, 1, 0), (1, 200, 0), (2, 1, 0)]
+        assert take(c, 1.0).reasons[1] == PREFILL
+
+    def test_a_crumb_of_prefill_is_not_worth_it_and_an_empty_pass_is_none(self) -> None:
+        c = make_candidates(2, num_uncached=[1, 200], needed_s=[1.01, 1.5])
+        assert parts(take(c, 0.0115)) == [(0, 1, 0)]
+        assert parts(take(c.only(np.array([1])), 0.001)) == [(0, P.prefill_tokens, 0)]
+
+    def test_lost_sessions_and_late_first_tokens_come_last(self) -> None:
+        c = make_candidates(
+            3, num_uncached=[1, 40, 1], needed_s=[0.1, 0.2, 5.0], is_lost=[1.0, 0.0, 0.0], num_cached=[9.0, 0.0, 9.0]
+        )
+        assert parts(take(c, 0.01015)) == [(2, 1, 0)]
+        assert parts(take(c, 0.01015, must_s=[0.5, np.inf, np.inf])) == [(0, 1, 0)]
+
+    def test_doubtful_drafts_give_way_when_there_is_no_room_for_all(self) -> None:
+        c = make_candidates(2, [0.9, 0.3], needed_s=[1.01, 1.02])
+        assert parts(take(c, 1.0)) == [(0, 1, 2), (1, 1, 2)]
+        assert parts(take(c, 0.01045)) == [(0, 1, 1), (1, 1, 1)]
+
+    def test_a_sync_draft_is_whole_or_waits(self) -> None:
+        c = make_candidates(2, [0.9, 0.8, 0.1], needed_s=[1.01, 1.02], is_sync=1.0)
+        assert parts(take(c, 0.0106)) == [(0, 1, 3)]
+        assert parts(take(c, 0.0105, must_s=[0.9, 0.9])) == [(0, 1, 3), (1, 1, 3)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(candidates(), st.floats(0.0, 0.2), st.sampled_from([1, 7, 16, 60, 512]), st.integers(1, 9))
+def test_a_pass_keeps_to_its_budget_but_for_those_who_must(
+    c: Candidates, budget_s: float, max_tokens: int, max_sessions: int
+) -> None:
+    is_turn = c.num_uncached <= min(P.prefill_tokens, max_tokens)
+    must_s = np.where((c.needed_s < NOW_S) & is_turn, c.ready_s, np.inf)
+    choice = take(c, budget_s, must_s, max_pass_tokens=max_tokens, max_pass_sessions=max_sessions)
+    new = choice.num_committed + choice.num_drafts
+    assert len(choice.members) >= 1
+    assert len(choice.members) <= max_sessions
+    assert new.sum() <= max_tokens
+    assert (choice.num_committed >= 1).all()
+    is_must = must_s[choice.members] <= NOW_S
+    if not is_must.any() and len(choice.members) > 1:
+        assert seconds_of(c, choice) <= budget_s + 1e-9

@@ -1,0 +1,145 @@
+"""Who takes part in a pass of a busy server, for policy `wisp`: by need, within the budget of the pass.
+
+Those that need a token are in, with their own. Then everybody in the order of need, prefills among them, each with all
+that it has and that is worth its place, until the pass takes as long as it may (`wisp_budget`). So whoever is ahead
+waits while its drafts come in, and its turn is rich; a prompt waits until its first token is as urgent as what others
+need, and then gets whole passes. (Earliest deadline first is optimal while everything can be in time: Liu and Layland
+1973. It falls apart when not, so sessions whose SLO is lost come last, for what is left.)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from wisp_plugin.config import EngineConfig
+from wisp_plugin.estimator import EMPTY_PASS, Estimator, item_features
+from wisp_plugin.policies import NEED, PREFILL, VALUE, Choice
+from wisp_plugin.roster import Candidates, Floats, Ints
+from wisp_plugin.wisp_parameters import WispParameters
+
+Bools = npt.NDArray[np.bool_]
+
+
+class Turns:
+    """See the top of this file."""
+
+    def __init__(self, config: EngineConfig, estimator: Estimator, parameters: WispParameters) -> None:
+        self._config = config
+        self._estimator = estimator
+        self._parameters = parameters
+        self._chunk_tokens = min(parameters.prefill_tokens, config.max_pass_tokens)
+
+    def choose(self, c: Candidates, is_prefill: Bools, must_s: Floats, now_s: float, budget_s: float) -> Choice:
+        """The pass. `must_s` `[S]`: when a session takes part whatever it costs (infinite: never)."""
+        must, has_no_room = self._musts(c, must_s, now_s)
+        keys = self._keys(c, is_prefill, now_s)
+        keys[has_no_room] = must_s[has_no_room] - 1e9  # nobody overtakes those
+        order = np.argsort(keys, kind="stable")
+        num_uncached = np.where(is_prefill, c.num_uncached, np.minimum(c.num_uncached, self._chunk_tokens))
+        num_drafts = np.where(num_uncached < c.num_uncached, 0.0, c.num_buffered)
+        worth = self._worth(c, num_uncached, num_drafts)
+        committed, drafts, is_whole = self._take(c, order, must, num_uncached, worth, budget_s)
+        if not is_whole and worth.any():
+            scarce = np.minimum(worth, self._likely(c, self._parameters.least_survival, worth))
+            committed, drafts, _ = self._take(c, order, must, num_uncached, scarce, budget_s)
+        members = np.flatnonzero(committed)
+        kinds = np.where(is_prefill, 2, np.where(must, 1, 0))[members]
+        reasons = tuple([(VALUE, NEED, PREFILL)[kind] for kind in kinds.tolist()])
+        return Choice(members, committed[members], drafts[members], reasons)
+
+    def _musts(self, c: Candidates, must_s: Floats, now_s: float) -> tuple[Bools, Ints]:
+        """Who takes part whatever it costs: in the order of need, as many as a pass has room for; and the others."""
+        must = np.zeros(len(c), bool)
+        due = np.flatnonzero(must_s <= now_s)
+        due = due[must_s[due].argsort(kind="stable")]
+        fits = np.minimum(c.num_uncached[due], self._chunk_tokens).cumsum() <= self._config.max_pass_tokens
+        fits[self._config.max_pass_sessions :] = False
+        must[due[fits]] = True
+        return must, due[~fits]
+
+    def _keys(self, c: Candidates, is_prefill: Bools, now_s: float) -> Floats:
+        """What comes first: the smallest. A first token that is late already makes nobody else late."""
+        is_lost = (c.is_lost > 0) | (is_prefill & (c.needed_s < now_s))
+        return np.where(is_lost, c.needed_s + 1e9, c.needed_s)
+
+    def _worth(self, c: Candidates, num_uncached: Floats, num_drafts: Floats) -> Floats:
+        """Draft tokens that win more than their time costs everybody else; in `sync`, where a device gives up what is
+        not verified, all."""
+        if not num_drafts.any():
+            return num_drafts
+        own = self._estimator.work(EMPTY_PASS) + self._own(c, np.minimum(num_uncached, 1.0)).sum(axis=0)
+        token = self._estimator.work(_token(float(c.num_cached.mean())))
+        price = len(c) / float(self._estimator.seconds(own)) * float(self._estimator.weights(own) @ token)
+        return self._likely(c, price, num_drafts)
+
+    def _likely(self, c: Candidates, least_survival: float, num_drafts: Floats) -> Floats:
+        """Of `num_drafts` those that survive with this probability at least."""
+        likely = (c.survival >= least_survival).sum(axis=1)
+        return np.where(c.is_sync > 0, num_drafts, np.minimum(num_drafts, likely))
+
+    def _own(self, c: Candidates, num_uncached: Floats) -> Floats:
+        return self._estimator.work(item_features(c.num_cached, num_uncached, 1.0))
+
+    def _take(
+        self, c: Candidates, order: Ints, must: Bools, num_uncached: Floats, num_drafts: Floats, budget_s: float
+    ) -> tuple[Ints, Ints, bool]:
+        """Committed and draft tokens of each session, int `[S]`, and whether everything found place."""
+        own = self._own(c, num_uncached)
+        whole = self._estimator.work(item_features(c.num_cached, num_uncached + num_drafts, 1.0 + num_drafts))
+        is_torn = must & (c.is_sync > 0)  # what a device gives up if it is not verified now belongs to its turn
+        if (num_uncached[must].sum() + num_drafts[is_torn].sum()) > self._config.max_pass_tokens:
+            is_torn[:] = False
+        drafts = np.where(is_torn, num_drafts, 0.0)
+        sure = np.where(is_torn[:, None], whole, own) * must[:, None]
+        base = self._estimator.work(EMPTY_PASS) + sure.sum(axis=0)
+        num_sure = float((num_uncached + drafts)[must].sum())
+        reached = base + (whole - sure)[order].cumsum(axis=0)
+        tokens = num_sure + (num_uncached * ~must + num_drafts - drafts)[order].cumsum()
+        places = np.count_nonzero(must) + (~must[order]).cumsum()
+        fits = (self._estimator.seconds(reached) <= budget_s) & (tokens <= self._config.max_pass_tokens)
+        fits &= places <= self._config.max_pass_sessions
+        num_whole = len(order) if fits.all() else int(fits.argmin())
+        committed, drafts = np.where(must, num_uncached, 0.0).astype(np.int64), drafts.astype(np.int64)
+        taken = order[:num_whole]
+        committed[taken], drafts[taken] = num_uncached[taken], num_drafts[taken]
+        if num_whole < len(order) and places[num_whole] <= self._config.max_pass_sessions:
+            last = int(order[num_whole])
+            wanted = (0 if must[last] else int(num_uncached[last]), int(num_drafts[last]) - int(drafts[last]))
+            before = reached[num_whole - 1] if num_whole else base
+            room = self._config.max_pass_tokens - (tokens[num_whole - 1] if num_whole else num_sure)
+            got = self._part(c, last, wanted, before, int(room), budget_s, is_first=not committed.any())
+            committed[last] += got[0]
+            drafts[last] += got[1]
+        return committed, drafts, num_whole == len(order)
+
+    def _part(
+        self, c: Candidates, row: int, wanted: tuple[int, int], before: Floats, room: int, budget_s: float,
+        is_first: bool,
+    ) -> tuple[int, int]:  # fmt: skip
+        """What the last session gets, of `wanted` committed and draft tokens, in a pass with work `before`."""
+        num_uncached, num_drafts = wanted
+        sizes = np.arange(1, min(room, num_uncached + num_drafts) + 1)
+        if not len(sizes):
+            return 0, 0
+        drafts = np.maximum(0, sizes - num_uncached)
+        if num_uncached:
+            added = self._estimator.work(item_features(c.num_cached[row], sizes, 1.0 + drafts))
+        else:  # it takes part already
+            added = drafts[:, None] * self._estimator.work(_token(float(c.num_cached[row])))
+        size = int(np.count_nonzero(self._estimator.seconds(before + added) <= budget_s))
+        if is_first:
+            size = max(size, min(len(sizes), self._chunk_tokens))  # an empty pass helps nobody
+        is_crumb = size < min(num_uncached, self._chunk_tokens)
+        is_torn = c.is_sync[row] > 0 and num_uncached <= size < num_uncached + num_drafts
+        if is_crumb or (is_torn and not is_first):
+            return 0, 0
+        return min(size, num_uncached), max(0, size - num_uncached)
+
+
+def _token(context: float) -> Floats:
+    """Features of a further token of a session that takes part."""
+    token = item_features(context, 1.0, 1.0)
+    token[1] = 0.0
+    return token
+
