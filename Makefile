@@ -80,14 +80,16 @@ bench: setup ## engine, e2e, lossless and the reduced matrix; BENCH_ARGS= runs t
 
 # Each benchmark prints its document as the last line. Nothing else should run on the machine meanwhile.
 # A missed target ends a benchmark with an error and is a result all the same: its document is kept.
-RESULTS := estimator scheduler classes prefix controller link plugin goodput validate
+RESULTS := estimator scheduler classes prefix controller link plugin goodput sensitivity validate
 classes_ARGS := --quick
 link_ARGS := --quick
 plugin_ARGS := --rounds 1 --seconds 15
-goodput_ARGS := --few --seeds 3 --sensitivity
+goodput_ARGS := --few --seeds 5
+sensitivity_COMMAND := goodput
+sensitivity_ARGS := --quick --sensitivity --systems centralized sled
 results: setup ## the benchmarks behind the README's table of parts (an hour); writes the table
 	@$(foreach name,$(RESULTS),printf '\n== wisp-bench $(name)\n' >&2; \
-	  $(BIN)/wisp-bench $(name) $($(name)_ARGS) > $(VENV)/result || echo "wisp-bench $(name): exit code $$?" >&2; \
+	  $(BIN)/wisp-bench $(or $($(name)_COMMAND),$(name)) $($(name)_ARGS) > $(VENV)/result || echo "wisp-bench $(name): exit code $$?" >&2; \
 	  cat $(VENV)/result; tail -n 1 $(VENV)/result > bench/results/$(name).json;)
 	$(BIN)/wisp-bench results
 

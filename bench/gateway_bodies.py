@@ -61,7 +61,7 @@ def _fields(draw: st.DrawFn, right: dict[str, st.SearchStrategy[Any]]) -> dict[s
     body = {name: draw(right[name]) for name in names}
     spoil = draw(st.integers(0, 5))
     if spoil == 1:
-        body[draw(st.sampled_from(sorted(right)) | st.text(max_size=8))] = draw(_JUNK)
+        body[draw(st.sampled_from(sorted(right)) | st.text(max_size=8) | st.just("\ud800"))] = draw(_JUNK)
     elif spoil == 2:
         name = draw(st.sampled_from(sorted(_UNSUPPORTED)))
         body[name] = draw(_UNSUPPORTED[name])

@@ -7,6 +7,7 @@
     gateway_service.py                   what every route does         gateway_http.py   bodies, events, hang-ups
     gateway_sessions.py                  who may run                   gateway_generation.py   one session
     gateway_device.py                    what sessions share           gateway_drafting.py     who drafts
+    gateway_workers.py                   their threads                 gateway_spare.py        a connection at hand
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import socket
-import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -26,11 +26,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from edge_runtime import gateway_openai_routes, gateway_tgi_routes, gateway_ui
-from edge_runtime.drafting_thread import SWITCH_S
+from edge_runtime.drafting_thread import take_turns
 from edge_runtime.gateway_device import GatewayDevice, Speculation, make_dealer
 from edge_runtime.gateway_parameters import Limits
 from edge_runtime.gateway_service import Gateway
 from edge_runtime.gateway_sessions import Sessions
+from edge_runtime.gateway_spare import Spare
 from edge_runtime.generate import slo_of, tls_files
 from edge_runtime.tokenizer import Tokenizer
 from edge_runtime.transport import VERIFIER_MODEL, GrpcStream, TlsFiles, connect
@@ -109,7 +110,7 @@ def _readiness(server: str, tls: TlsFiles | None) -> Callable[[], bool]:
             client = connect(server, tls, _KEEPALIVE_S)
             with contextlib.closing(client):
                 return bool(client.is_model_ready(VERIFIER_MODEL, client_timeout=READY_S))
-        except (triton.InferenceServerException, TransportError):
+        except (triton.InferenceServerException, TransportError, ConfigError):  # ConfigError: the token's file has gone
             return False
 
     return is_ready
@@ -144,10 +145,12 @@ def _listen(host: str, port: int) -> socket.socket:
 def main(args: argparse.Namespace) -> int:
     """Serve until a signal."""
     _check(args)
-    sys.setswitchinterval(SWITCH_S)  # the event loop must not wait for a session's thread to have its 5 ms
+    take_turns()  # the event loop must not wait for a session's thread to have its 5 ms
     sock = _listen(args.host, args.port)
     with sock:
         device = load_device(args)
+        spare = Spare(device.connect)
+        device.connect, device.prepare = spare.take, spare.prepare
         gateway = Gateway(device, Sessions(device, args.max_sessions, args.max_requests))
         config = uvicorn.Config(
             make_app(gateway), log_level="warning", access_log=False, timeout_graceful_shutdown=SHUTDOWN_S
@@ -156,5 +159,8 @@ def main(args: argparse.Namespace) -> int:
         shown = f"[{host}]" if ":" in host else host
         sock.listen()  # who reads the line below may connect at once
         print(f"wisp-edge: serving {device.model_id} on http://{shown}:{port}, page at /ui", flush=True)
-        uvicorn.Server(config).run(sockets=[sock])
+        try:
+            uvicorn.Server(config).run(sockets=[sock])
+        finally:
+            spare.close()
     return 0

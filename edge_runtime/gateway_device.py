@@ -48,7 +48,10 @@ class EdgeRun:
 
 @dataclass(slots=True)
 class GatewayDevice:
-    """Makes sessions. `connect` makes a transport for each, `is_ready` asks the server (may take a second or two)."""
+    """Makes sessions. `connect` makes a transport for each, `is_ready` asks the server (may take a second or two).
+
+    `prepare` is called when a session is over, in a thread that may wait: it may make ready for the next.
+    """
 
     tokenizer: Tokenizer
     limits: Limits
@@ -58,6 +61,7 @@ class GatewayDevice:
     model_id: str
     speculation: Speculation | None = None
     server_wait_s: float = 30.0
+    prepare: Callable[[], None] = lambda: None
 
     @property
     def draft_name(self) -> str:

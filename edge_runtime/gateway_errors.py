@@ -22,8 +22,9 @@ class Refusal(WispError):
     """An answer that is an error. `param` names the field that it is about."""
 
     def __init__(self, status: int, error_type: str, message: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.error_type, self.param = status, error_type, param
+        super().__init__(_sendable(message))
+        self.status, self.error_type = status, error_type
+        self.param = None if param is None else _sendable(param)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -40,6 +41,11 @@ class Refusal(WispError):
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.error_type}}
 
 
+def _sendable(text: str) -> str:
+    """`text` as UTF-8 can hold it: names of fields come from the client, who may write half a surrogate pair."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def invalid(message: str, param: str | None = None) -> Refusal:
     """A request that is wrong; `message` is one line that says what is allowed."""
     return Refusal(422, "validation", f"Input validation error: {message}", param)
@@ -48,6 +54,11 @@ def invalid(message: str, param: str | None = None) -> Refusal:
 def overloaded(message: str) -> Refusal:
     """No room."""
     return Refusal(429, "overloaded", f"Model is overloaded: {message}")
+
+
+def failed_generation(message: str) -> Refusal:
+    """The session broke."""
+    return Refusal(424, "generation", f"Request failed during generation: {message}")
 
 
 def unhealthy(message: str) -> Refusal:
@@ -68,11 +79,11 @@ def refusal_of(error: Exception) -> Refusal | None:
     if isinstance(error, RequestRefused):
         if any(words in text for words in _OUT_OF_RANGE):
             return invalid(text)
-        return Refusal(424, "generation", f"Request failed during generation: {text}")
+        return failed_generation(text)
     if isinstance(error, TransportError):
         return overloaded(text) if _OVERLOADED in text else unhealthy(text)
     if isinstance(error, ConfigError):  # a file of the operator's that is read anew, such as the token's
         return unhealthy(f"the gateway is not set up right: {text}")
     if isinstance(error, ModelError):
-        return Refusal(424, "generation", f"Request failed during generation: {text}")
+        return failed_generation(text)
     return None

@@ -3,7 +3,7 @@
     session thread: commits ─▶ text ─▶ Batch ──(at most MAX_BATCHES)──▶ event loop: `async for batch in generation`
 
 A client that reads nothing stops its own session: its thread waits, commits are not acknowledged any more, and the
-server pauses it. After `SLOW_CLIENT_S` it is dropped.
+server pauses it. After `SLOW_CLIENT_S` the session ends; what is read behind the batches that are left is an error.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 
 from edge_runtime.gateway_device import EdgeRun, GatewayDevice
-from edge_runtime.gateway_errors import Refusal, defect, refusal_of
+from edge_runtime.gateway_errors import Refusal, defect, failed_generation, refusal_of
 from edge_runtime.gateway_parameters import GenerationRequest
 from edge_runtime.gateway_transport import Left
 from wisp_plugin.edge_stats import EdgeStats
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 MAX_BATCHES = 64
 SLOW_CLIENT_S = 60.0
 _RETRY_S, _MAX_RETRY_S = 0.1, 1.0
+_SENDING_S = 0.002  # for the event loop to send the last batch: to end a session costs the interpreter about as long
 LENGTH, EOS, STOP = "length", "eos_token", "stop_sequence"
 
 
@@ -65,7 +66,7 @@ class Times:
 
 
 class Generation:
-    """One request's session. Read it once, `async for`; then `leave` it, whatever happened."""
+    """One request's session, which `work` drives. Read it once, `async for`; then `leave` it, whatever happened."""
 
     def __init__(self, device: GatewayDevice, request: GenerationRequest, times: Times) -> None:
         self.request, self.times = request, times
@@ -81,7 +82,6 @@ class Generation:
         self._commit: Commit | None = None
         self._commits_before = 0
         self.run.client.on_commit = self._note
-        self.thread = threading.Thread(target=self._work, name="wisp-session", daemon=True)
         self.on_ended: Callable[[], None] = lambda: None  # called in the event loop when the thread has nothing to do
 
     @property
@@ -134,7 +134,8 @@ class Generation:
 
     # -- the session's thread -----------------------------------------------------------------------------------
 
-    def _work(self) -> None:
+    def work(self) -> None:
+        """The session from open to close, in a thread of its own."""
         try:
             self._generate()
         except Left:
@@ -151,6 +152,7 @@ class Generation:
             except Exception:
                 log.exception("a session could not be closed in good order")
             self._tell(lambda: self.on_ended())
+        self._device.prepare()
 
     def _generate(self) -> None:
         """Commits to batches, until the text ends. While the server is away, try again for `server_wait_s`."""
@@ -190,6 +192,8 @@ class Generation:
             given[-1], tail = replace(given[-1], text=given[-1].text + tail), ""
         if given or finish:
             self._post(Batch(tuple(given), finish, tail))
+        if finish is not None:
+            time.sleep(_SENDING_S)
         return finish is not None
 
     def _finish(self, commit: Commit) -> str | None:
@@ -204,9 +208,14 @@ class Generation:
         return Token(token, piece, Origin(int(commit.origin[index])), logprob, special)
 
     def _post(self, batch: Batch | Refusal) -> None:
-        if not self._room.acquire(timeout=SLOW_CLIENT_S) or self.run.transport.is_left:
+        if not self._room.acquire(timeout=SLOW_CLIENT_S):
+            self._arrive(failed_generation(f"its client has read nothing for {SLOW_CLIENT_S:g} s"))  # if it reads again
             raise Left
+        if self.run.transport.is_left:
+            raise Left
+        self._arrive(batch)
 
+    def _arrive(self, batch: Batch | Refusal) -> None:
         def arrive() -> None:
             self._batches.append(batch)
             self._arrived.set()

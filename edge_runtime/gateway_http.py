@@ -109,8 +109,11 @@ class EventStream:
         headers: Mapping[str, str],
         close: Callable[[], Awaitable[None]],
         on_hangup: Callable[[], None],
+        first: bytes = b"",
     ) -> None:
+        """`first` goes out with the headers, before `events`."""
         self._caller, self._events, self._close, self._on_hangup = caller, events, close, on_hangup
+        self._first = first
         fixed = {"content-type": "text/event-stream", "cache-control": "no-cache", "x-accel-buffering": "no"}
         self._headers = [(name.encode(), value.encode()) for name, value in (fixed | dict(headers)).items()]
 
@@ -127,6 +130,8 @@ class EventStream:
 
     async def _pump(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self._headers})
+        if self._first:
+            await send({"type": "http.response.body", "body": self._first, "more_body": True})
         is_over = False
         while not is_over:
             pending = asyncio.ensure_future(anext(self._events, None))

@@ -71,9 +71,10 @@ def parse(body: Mapping[str, Any], tokenizer: Tokenizer, limits: Limits, is_chat
     names = ("max_completion_tokens", "max_tokens") if is_chat else ("max_tokens",)
     given = {name: fields.whole(name, 1, 2**32 - 1) for name in names}
     fields.done()
-    left = room(prompt, limits)
+    inputs = "messages" if is_chat else "prompt"
+    left = room(prompt, limits, inputs)
     wanted = next(((value, name) for name, value in given.items() if value is not None), None)
-    num_new = check_room(wanted[0], prompt, limits, wanted[1]) if wanted else min(DEFAULT_NEW_TOKENS, left)
+    num_new = check_room(wanted[0], prompt, limits, wanted[1], inputs) if wanted else min(DEFAULT_NEW_TOKENS, left)
     generation = GenerationRequest(prompt, text, num_new, chosen, stop, logprobs)
     return OpenAiRequest(generation, is_chat, stream, logprobs, include_usage)
 

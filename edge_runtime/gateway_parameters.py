@@ -175,22 +175,22 @@ def seed_of(fields: Fields) -> int | None:
     return fields.whole("seed", 0, MAX_SEED)
 
 
-def room(prompt: Tokens, limits: Limits) -> int:
-    """Tokens that may follow `prompt`. Refusal 422 if there are none, or no prompt."""
+def room(prompt: Tokens, limits: Limits, inputs: str = "inputs") -> int:
+    """Tokens that may follow `prompt`, which is field `inputs`. Refusal 422 if there are none, or no prompt."""
     if not len(prompt):
-        raise invalid("`inputs` cannot be empty", "inputs")
+        raise invalid(f"`{inputs}` cannot be empty", inputs)
     left = limits.max_total_tokens - len(prompt)
     if left < 1:
-        raise invalid(f"`inputs` must have less than {limits.max_total_tokens} tokens. Given: {len(prompt)}", "inputs")
+        raise invalid(f"`{inputs}` must have less than {limits.max_total_tokens} tokens. Given: {len(prompt)}", inputs)
     return left
 
 
-def check_room(num_new: int, prompt: Tokens, limits: Limits, name: str) -> int:
+def check_room(num_new: int, prompt: Tokens, limits: Limits, name: str, inputs: str = "inputs") -> int:
     """`num_new` if so many tokens may follow `prompt`."""
-    if num_new > room(prompt, limits):
+    if num_new > room(prompt, limits, inputs):
         raise invalid(
-            f"`inputs` tokens + `{name}` must be <= {limits.max_total_tokens}. "
-            f"Given: {len(prompt)} `inputs` tokens and {num_new} `{name}`",
+            f"`{inputs}` tokens + `{name}` must be <= {limits.max_total_tokens}. "
+            f"Given: {len(prompt)} `{inputs}` tokens and {num_new} `{name}`",
             name,
         )
     return num_new

@@ -62,12 +62,13 @@ class Gateway:
     async def session(self, caller: Caller, wanted: GenerationRequest, times: Times) -> AsyncIterator[Generation]:
         """The session of a request; left at the end of the block."""
         times.validated_s = time.monotonic()
-        generation = await caller.until_hangup(self.sessions.start(wanted, times))
+        start = self.sessions.start(wanted, times)
+        generation = await (start if self.sessions.has_room else caller.until_hangup(start))
         self.metrics.on_request(generation)
         try:
             yield generation
         finally:
-            generation.leave()
+            self.sessions.leave(generation)
             self.metrics.on_end(generation)
 
     async def whole(
@@ -102,7 +103,6 @@ class Gateway:
             rest = stack.pop_all()  # from here on the response closes it
 
         async def body() -> AsyncGenerator[bytes, None]:
-            yield first
             try:
                 async for chunk in inner:
                     yield chunk
@@ -111,7 +111,7 @@ class Gateway:
                 yield failed(refusal)
 
         headers = {"x-compute-type": COMPUTE_TYPE, "x-compute-characters": str(len(wanted.prompt_text))}
-        return EventStream(caller, body(), headers, rest.aclose, self.on_hangup)
+        return EventStream(caller, body(), headers, rest.aclose, self.on_hangup, first)
 
     def on_hangup(self) -> None:
         """The client of a stream has gone."""

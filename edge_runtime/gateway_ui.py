@@ -2,6 +2,7 @@
 
 Each event is a JSON object with a `type`: `open` first, then `draft` (the whole chain now ahead of the last commit, at
 most every `DRAFT_PERIOD_S`) and `commit`, at last `end` or `error`. Positions count from the first generated token.
+The `tail` of the last commit is text that was held back and belongs to no token of it.
 """
 
 from __future__ import annotations
@@ -41,9 +42,11 @@ def parse(body: Mapping[str, Any], tokenizer: Tokenizer, limits: Limits) -> Gene
     chosen = sampling(fields, temperature > 0.0, temperature, seed_of(fields), top_p, None)
     drafts = fields.flag("draft") is not False
     fields.done()
-    left = room(prompt, limits)
-    wanted = min(DEFAULT_NEW_TOKENS, left) if wanted is None else check_room(wanted, prompt, limits, "max_new_tokens")
-    return GenerationRequest(prompt, text, wanted, chosen, drafts=drafts)
+    left = room(prompt, limits, "messages")
+    if wanted is not None:
+        check_room(wanted, prompt, limits, "max_new_tokens", "messages")
+    num_new = min(DEFAULT_NEW_TOKENS, left) if wanted is None else wanted
+    return GenerationRequest(prompt, text, num_new, chosen, drafts=drafts)
 
 
 def routes(gateway: Gateway) -> list[Route]:
@@ -122,9 +125,8 @@ class Screen:
         struck = self._generation.run.controller.window.num_struck
         num_struck, self._num_struck = struck - self._num_struck, struck
         tokens = [{"text": token.text, "origin": token.origin.name.lower()} for token in batch.tokens]
-        if batch.tail:
-            tokens.append({"text": batch.tail, "origin": "decoded"})
-        return {"type": "commit", "start": start, "tokens": tokens, "struck": num_struck, "stats": self._stats()}
+        told = {"start": start, "tokens": tokens, "tail": batch.tail, "struck": num_struck, "stats": self._stats()}
+        return {"type": "commit", **told}
 
     def _stats(self) -> dict[str, Any]:
         stats, window = self._generation.stats, self._generation.run.controller.window

@@ -7,6 +7,7 @@ queue that one thread reads; another one may send meanwhile.
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ from wisp_plugin.wire import UNAVAILABLE, decode_commit, encode_request
 
 VERIFIER_MODEL = "wisp_verifier"
 CONNECT_S = 5.0  # limit of waiting for the server's first answer
+READY_HOLDS_S = 5.0  # how long its answer to `prepare` holds
 CLOSE_S = 1.0  # limit of waiting for the server's end of the stream
 _RECONNECT_MS, _MAX_RECONNECT_MS = 100, 1000
 _MAX_MESSAGE_BYTES = 2**31 - 1  # as tritonclient's own
@@ -115,18 +117,28 @@ class GrpcStream:
         self._vocab_hash = vocab_hash
         self._keepalive_s = keepalive_s
         self._client: triton.InferenceServerClient | None = None
+        self._prepared: triton.InferenceServerClient | None = None
+        self._ready_s = -READY_HOLDS_S  # when the server of `_prepared` said that it is ready
         self._inbox = CommitInbox()
+
+    def prepare(self) -> None:
+        """Make the connection for the next `open`, and ask the server whether it is ready. Raises TransportError."""
+        self._prepared = self._prepared or connect(self._server, self._tls, self._keepalive_s)
+        check_ready(self._prepared, self._server, VERIFIER_MODEL)
+        self._ready_s = time.monotonic()
 
     def open(self, message: Open) -> None:
         """See `VerifyTransport.open`."""
+        prepared, self._prepared = self._prepared, None
         self.close()
         session = message.session
         # The same tensor goes with every message: encode it once.
         self._session_input = as_input("SESSION", np.array([session.encode()], np.object_))
         # A fresh queue: whatever the old stream still delivers ends up in the old one.
         inbox = self._inbox = CommitInbox()
-        self._client = connect(self._server, self._tls, self._keepalive_s)
-        check_ready(self._client, self._server, VERIFIER_MODEL)
+        self._client = prepared or connect(self._server, self._tls, self._keepalive_s)
+        if prepared is None or time.monotonic() - self._ready_s > READY_HOLDS_S:
+            check_ready(self._client, self._server, VERIFIER_MODEL)
         self._client.start_stream(callback=lambda result, error: inbox.put(_decode(session, result, error)))
         self._post(message)
 
@@ -161,6 +173,9 @@ class GrpcStream:
         Ends the stream by half-closing it, and by cancelling only if the server does not end it in turn: Triton
         before 25.04 can crash when a cancellation meets a response (server issues 7368 and 8034).
         """
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None:
+            prepared.close()
         client, self._client = self._client, None
         if client is None:
             return

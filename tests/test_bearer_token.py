@@ -12,6 +12,7 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2
 
+from edge_runtime.gateway import _readiness
 from edge_runtime.generate import tls_files
 from edge_runtime.transport import GrpcStream, TlsFiles, read_token
 from tests.factories import make_open
@@ -78,6 +79,15 @@ def test_what_is_no_token_is_refused_without_showing_it(text: str, tmp_path: Pat
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         TlsFiles(token=tmp_path / "none")
+
+
+def test_a_gateway_whose_token_has_gone_is_not_ready(tmp_path: Path) -> None:
+    cert, _ = certificate(tmp_path)
+    token = tmp_path / "token"
+    token.write_text("first\n", encoding="ascii")
+    is_ready = _readiness("127.0.0.1:1", TlsFiles(cert, token=token))
+    token.unlink()
+    assert not is_ready()
 
 
 def test_no_token_without_encryption(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_logits_equal_the_model_alone_after_any_rollbacks(layout: tuple[Path, Re
 
 
 def test_siblings_share_the_graph_and_not_the_kv(layout: tuple[Path, Reference, type]) -> None:
-    folder, reference, kind = layout
+    folder, reference, _kind = layout
     first = Drafter(load_graph(folder, num_threads=1), max_context_tokens=300)
     drafters = [first, first.sibling()]
     assert drafters[1].max_context_tokens == 300

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +13,17 @@ import pytest
 
 from edge_runtime.gateway_device import Speculation
 from edge_runtime.gateway_drafting import DraftDealer
+from edge_runtime.gateway_errors import Refusal
 from edge_runtime.gateway_generation import Times
 from edge_runtime.gateway_parameters import GenerationRequest
+from edge_runtime.gateway_workers import Workers
 from edge_runtime.tokenizer import Tokenizer
 from tests import tiny_model
 from tests.edge_fakes import SleepingDrafter, drafting_threads
-from tests.gateway_fakes import LOST, MAX_TOTAL_TOKENS, FakeServer, House, Reply, run
+from tests.gateway_fakes import LOST, MAX_TOTAL_TOKENS, FakeServer, FakeTransport, House, Reply, run
 from wisp_plugin.acceptance_model import shipped_model
 from wisp_plugin.errors import RequestRefused
-from wisp_plugin.messages import Sampling, Status
+from wisp_plugin.messages import Commit, Open, Sampling, Status
 
 TEXT = "the quick brown 🙂 fox"
 CHAT = [{"role": "user", "content": "hi"}]
@@ -161,6 +165,24 @@ def test_half_a_character_at_the_end(tokenizer: Tokenizer) -> None:
     assert "".join(event["token"]["text"] for event in reply.events) == reply.events[-1]["generated_text"]
 
 
+def test_text_that_is_held_back_to_the_end_is_no_token_of_the_page(tokenizer: Tokenizer) -> None:
+    class EndsAlone(FakeServer):
+        """The end comes with a commit of its own, without tokens."""
+
+        def commits(self, opened: Open) -> list[Commit]:
+            *first, last = super().commits(opened)
+            nothing = np.zeros(0, np.int32)
+            end = Commit(opened.session, last.end, nothing, nothing.astype(np.uint8), last.status)
+            return [*first, replace(last, status=Status.RUNNING), end]
+
+    server = EndsAlone(tokenizer, "a🙂", 1)
+    num_tokens = len(server.tokens) - 2  # without its last byte and the end
+    *_, last, end = post(tokenizer, server, "/ui/stream", {"messages": CHAT, "max_new_tokens": num_tokens}).events
+    assert last["tokens"] == []
+    assert last["tail"].startswith("\ufffd")
+    assert (last["start"], end["generated_tokens"]) == (num_tokens, num_tokens)
+
+
 def test_tokenize(tokenizer: Tokenizer, server: FakeServer) -> None:
     tokens = post(tokenizer, server, "/tokenize", {"inputs": TEXT}).json
     assert [token["id"] for token in tokens] == tokenizer.encode(TEXT).tolist()
@@ -277,6 +299,25 @@ def test_one_request_too_many_is_overloaded(tokenizer: Tokenizer, server: FakeSe
     assert [reply.json["generated_text"] for reply in served] == [TEXT] * 3
 
 
+@pytest.mark.parametrize("path", ["/generate", "/generate_stream"])
+def test_who_has_been_answered_is_not_in_the_way(
+    tokenizer: Tokenizer, server: FakeServer, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    close = FakeTransport.close
+
+    def slow_close(self: FakeTransport) -> None:
+        time.sleep(0.1)
+        close(self)
+
+    monkeypatch.setattr(FakeTransport, "close", slow_close)
+
+    async def use(house: House) -> list[Reply]:
+        return [await house.post(path, {"inputs": "hello"}) for _ in range(3)]
+
+    replies = run(tokenizer, server, use, max_sessions=1, max_requests=1, server_wait_s=5.0)
+    assert [reply.status for reply in replies] == [200] * 3
+
+
 def test_who_waits_too_long_for_a_session_is_told(tokenizer: Tokenizer, server: FakeServer) -> None:
     server.holds = True
 
@@ -294,6 +335,17 @@ def test_who_waits_too_long_for_a_session_is_told(tokenizer: Tokenizer, server: 
 
 
 # -- servers ----------------------------------------------------------------------------------------------------
+
+
+def test_a_device_without_room_for_a_thread_is_overloaded(
+    tokenizer: Tokenizer, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_thread(self: Workers, work: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(Workers, "run", no_thread)
+    reply = generate(tokenizer, server)  # `run` looks that nothing of the request is left
+    assert (reply.status, reply.json["error_type"]) == (429, "overloaded")
 
 
 def test_a_server_that_is_away_is_waited_for(tokenizer: Tokenizer, server: FakeServer) -> None:
@@ -451,8 +503,11 @@ def test_a_client_that_reads_nothing_is_dropped(tokenizer: Tokenizer, monkeypatc
 
     async def use(house: House) -> None:
         wanted = GenerationRequest(np.array([5, 6], np.int32), "", 100, Sampling())
-        await house.sessions.start(wanted, Times(0.0))
+        generation = await house.sessions.start(wanted, Times(0.0))
         await house.until(lambda: not house.sessions.running)
+        with pytest.raises(Refusal, match="has read nothing"):  # who reads on is not left waiting
+            async for _ in generation:
+                pass
 
     run(tokenizer, server, use)
     assert len(server.closes) == 1

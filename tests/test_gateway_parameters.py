@@ -105,6 +105,9 @@ def test_bodies_of_generate(tokenizer: Tokenizer, body: Any, status: int, words:
     ("path", "body", "param"),
     [
         ("completions", {}, "prompt"),
+        ("completions", {"prompt": ""}, "prompt"),
+        ("completions", {"prompt": "a", "\ud800": 1}, "\\ud800"),
+        ("chat/completions", {"messages": [USER | {"\udfff": 1}]}, "\\udfff"),
         ("completions", {"prompt": ["a", "b"]}, "prompt"),
         ("completions", {"prompt": [1, 320]}, "prompt"),
         ("completions", {"prompt": "a", "logprobs": 3}, "logprobs"),
@@ -162,6 +165,14 @@ def test_no_body_is_an_internal_error(tokenizer: Tokenizer, request: tuple[str, 
         assert not any("error" in event for event in reply.events)
     else:
         json.loads(reply.body)
+
+
+@pytest.mark.parametrize("body", [{"inputs": "a", "\ud800": 1}, {"inputs": "a", "parameters": {"\ud800": 1}}])
+def test_a_field_name_that_utf8_cannot_hold_is_named_all_the_same(tokenizer: Tokenizer, body: Any) -> None:
+    for path in ("/generate", "/generate_stream"):
+        reply = post(tokenizer, path, body)
+        assert reply.status == 422
+        assert "\\ud800" in reply.json["error"]
 
 
 def test_long_bodies_are_checked_beside_the_event_loop(tokenizer: Tokenizer) -> None:

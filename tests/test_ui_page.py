@@ -122,10 +122,13 @@ def draft(start: int, *texts: str, survival: float = 0.8) -> dict[str, Any]:
     return {"type": "draft", "start": start, "texts": list(texts), "survival": [survival] * len(texts)}
 
 
-def commit(start: int, *tokens: tuple[str, str], struck: int = 0, **stats: Any) -> dict[str, Any]:
+def commit(
+    start: int, *tokens: tuple[str, str], struck: int = 0, tail: str = "", **stats: Any
+) -> dict[str, Any]:
     """A commit of `tokens`, each a text and its origin."""
     listed = [{"text": text, "origin": origin} for text, origin in tokens]
-    return {"type": "commit", "start": start, "tokens": listed, "struck": struck, "stats": STATS | stats}
+    told = {"start": start, "tokens": listed, "tail": tail, "struck": struck, "stats": STATS | stats}
+    return {"type": "commit", **told}
 
 
 def ask(page: Page, text: str = "Why is the sky blue?") -> None:
@@ -137,9 +140,9 @@ def ask(page: Page, text: str = "Why is the sky blue?") -> None:
 def test_tokens_are_coloured_by_origin(page: Page, gateway: FakeGateway) -> None:
     ask(page)
     tokens = (("The", "decoded"), (" sky", "accepted"), (" is", "accepted"), (" blue", "correction"), (".", "bonus"))
-    gateway.play(OPEN, commit(0, *tokens), END, None)
+    gateway.play(OPEN, commit(0, *tokens), commit(5, tail=" \ufffd"), END, None)
     expect(page.locator(".answer .note")).to_have_text("7 tokens, complete; draft int8, rule price")
-    assert page.locator(".answer .text").inner_text() == "The sky is blue."
+    assert page.locator(".answer .text").inner_text() == "The sky is blue. \ufffd"
     shown = [
         (span.text_content(), (span.get_attribute("class") or "").split()[1])
         for span in page.locator(".committed .token").all()

@@ -19,9 +19,10 @@ from triton_models.lookup_reply import CHOICES
 from wisp_plugin.config import check_slo_class
 from wisp_plugin.errors import ConfigError, InvalidRequest
 from wisp_plugin.messages import Sampling, Slo
-from wisp_plugin.wire_values import MAX_SEED, Array, Parameter, boolean, integer, named_slo, number, sampling, shown
+from wisp_plugin.wire_values import Array, Parameter, boolean, integer, named_slo, number, sampling, shown
 
 MAX_STOPS, MAX_STOP_CHARACTERS = 16, 256
+DRAWN_SEEDS = 2**53  # a seed that is drawn survives JSON numbers in every language
 _MAX_TOKENS = 2**31 - 1  # the verifier knows the window and says so
 _ALIASES = {"max_new_tokens": "max_tokens", "random_seed": "seed", "stop_words": "stop"}
 _SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty", "seed")
@@ -152,7 +153,7 @@ def _sampling(given: Mapping[str, Any], vocab_size: int) -> Sampling:
     values = {name: given[name] for name in _SAMPLING if name in given}
     if values.get("top_k") in (-1, "-1"):  # how vLLM says "off"
         values["top_k"] = 0
-    values.setdefault("seed", secrets.randbelow(MAX_SEED + 1))
+    values.setdefault("seed", secrets.randbelow(DRAWN_SEEDS))
     return sampling(values, vocab_size)
 
 

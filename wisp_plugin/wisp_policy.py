@@ -93,7 +93,7 @@ class Wisp:
     def _busy(self, c: Candidates, offers: Offers, is_prefill: Bools, now_s: float) -> Choice:
         """A pass of a server whose time is scarce."""
         must_s = np.full(len(c), np.inf)
-        must_s[offers.rows] = offers.need_s if self._parameters.holds else now_s
+        must_s[offers.rows] = offers.need_s
         choice = self._turns.choose(c, is_prefill, must_s, now_s, self._budget.seconds(c, is_prefill))
         self._budget.note(c, choice, now_s)
         return choice

@@ -1,0 +1,89 @@
+"""Threads of sessions: kept for the next one, not without bound; and how often threads take turns."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+
+import pytest
+
+from edge_runtime.drafting_thread import MAX_SWITCH_S, SWITCH_S, take_turns
+from edge_runtime.gateway_workers import Workers
+
+WAIT_S = 5.0
+
+
+def until(num_threads: int) -> bool:
+    """Whether so many threads of workers are there soon."""
+    deadline_s = time.monotonic() + WAIT_S
+    while time.monotonic() < deadline_s:
+        if sum(thread.name == "wisp-session" for thread in threading.enumerate()) == num_threads:
+            return True
+        time.sleep(0.002)
+    return False
+
+
+def test_a_thread_is_used_again_and_forgets_its_work() -> None:
+    class Session:
+        def __init__(self) -> None:
+            self.done = threading.Event()
+
+        def work(self) -> None:
+            ran_in.append(threading.get_ident())
+            self.done.set()
+
+    workers, ran_in = Workers(), []
+    for _ in range(3):
+        session = Session()
+        workers.run(session.work)
+        assert session.done.wait(WAIT_S)
+        time.sleep(0.05)  # for the thread to be idle again
+    assert len(set(ran_in)) == 1
+    kept = weakref.ref(session)
+    del session
+    gc.collect()
+    assert kept() is None
+    workers.close()
+    assert until(0)
+
+
+def test_few_threads_are_kept_and_none_behind_close() -> None:
+    workers, go, started = Workers(num_kept=2), threading.Event(), threading.Barrier(6)
+
+    def work() -> None:
+        started.wait(WAIT_S)
+        assert go.wait(WAIT_S)
+
+    for _ in range(5):
+        workers.run(work)
+    started.wait(WAIT_S)
+    assert until(5)
+    go.set()
+    assert until(2)
+    workers.close()
+    assert until(0)
+    go.clear()
+    workers.run(go.set)
+    assert go.wait(WAIT_S)
+    assert until(0)
+
+
+@pytest.fixture
+def interval() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    yield
+    take_turns()
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("interval")
+def test_the_more_sessions_the_longer_the_turns() -> None:
+    turns = []
+    for num_sessions in (0, 1, 4, 16, 64, 10_000):
+        take_turns(num_sessions)
+        turns.append(sys.getswitchinterval())
+    assert turns == pytest.approx([SWITCH_S, SWITCH_S, SWITCH_S, 4 * SWITCH_S, 16 * SWITCH_S, MAX_SWITCH_S])
