@@ -69,7 +69,7 @@ def solve(random: np.random.Generator) -> Instance:
     """A random instance."""
     estimator = Estimator(random_costs(random))
     wisp = Wisp(EngineConfig(policy="wisp", max_pass_tokens=2048), estimator)
-    offers = wisp.offers(random_candidates(random), None, 0.0)
+    offers = wisp.offers(wisp.needs(random_candidates(random), 0.0), is_alone=False)
     taken, _ = wisp.fill(offers)
     value, work = worth_of(offers, taken, estimator)
     reached, best = value / float(estimator.seconds(work)), best_density(offers, estimator)
@@ -121,9 +121,9 @@ def best_density(offers: Offers, estimator: Estimator) -> float:
 
     Sums over the first and over the second half of the sessions are listed apart and combined: 7^4 x 7^4 passes.
     """
-    middle = len(offers.rows) // 2
+    middle = len(offers.value) // 2
     value, work = _sums(offers, range(middle))
-    other_value, other_work = _sums(offers, range(middle, len(offers.rows)))
+    other_value, other_work = _sums(offers, range(middle, len(offers.value)))
     values = value[:, None] + other_value
     seconds = estimator.seconds(work[:, None] + other_work + estimator.work(EMPTY_PASS))
     return float((values / seconds).max())

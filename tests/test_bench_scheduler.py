@@ -102,7 +102,8 @@ class TestOptimum:
             estimator = Estimator(scheduler_optimum.random_costs(random))
             candidates = scheduler_optimum.random_candidates(random)
             candidates = candidates.only(np.arange(min(4, len(candidates))))
-            offers = Wisp(EngineConfig(), estimator).offers(candidates, None, 0.0)
+            wisp = Wisp(EngineConfig(), estimator)
+            offers = wisp.offers(wisp.needs(candidates, 0.0), is_alone=False)
             needed = offers.needs.astype(int).tolist()
             ranges = [range(least, most + 1) for least, most in zip(needed, offers.num_levels.tolist(), strict=True)]
             densities = []
@@ -118,7 +119,7 @@ class TestOptimum:
         for _ in range(20):
             estimator = Estimator(scheduler_optimum.random_costs(random))
             wisp = Wisp(EngineConfig(max_pass_tokens=2048), estimator)
-            offers = wisp.offers(scheduler_optimum.random_candidates(random), None, 0.0)
+            offers = wisp.offers(wisp.needs(scheduler_optimum.random_candidates(random), 0.0), is_alone=False)
             taken, work = wisp.fill(offers)
             assert scheduler_optimum.worth_of(offers, taken, estimator)[1] == pytest.approx(work)
 

@@ -59,6 +59,15 @@ def item_features(num_cached: npt.ArrayLike, num_new: npt.ArrayLike, num_choices
 EMPTY_PASS: Floats = np.array([1.0, 0.0, 0.0, 0.0, 0.0, 0.0])
 
 
+def token_features(context: npt.ArrayLike) -> Floats:
+    """Features `[..., F]` of one more token, say of a draft, of a session that takes part: it attends to `context`."""
+    attended = np.asarray(context, np.float64)
+    features = np.zeros((*attended.shape, NUM_FEATURES))
+    features[..., [2, 3, 5]] = 1.0
+    features[..., 4] = attended
+    return features
+
+
 @dataclass(frozen=True, slots=True)
 class Costs:
     """The smooth maximum of two lines, `norm` sharp; each line has one price in seconds per unit of FEATURES."""

@@ -45,6 +45,13 @@ class Choice:
         return Choice(self.members[kept], self.num_committed[kept], self.num_drafts[kept], reasons, self.wake_s)
 
 
+def expected_commits(c: Candidates, choice: Choice) -> float:
+    """Tokens that a pass is expected to commit. Members with a chunk of their prefill choose nothing."""
+    chooses = choice.num_committed >= c.num_uncached[choice.members]
+    is_verified = np.arange(c.survival.shape[1]) < choice.num_drafts[:, None]
+    return float(chooses.sum()) + float(c.survival[choice.members][is_verified].sum())
+
+
 NOBODY = Choice(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64), ())
 
 

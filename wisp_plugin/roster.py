@@ -16,6 +16,7 @@ from wisp_plugin.server_session import ServerSession
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 _COLUMNS = (
     "num_cached", "num_uncached", "num_buffered", "needed_s", "tpot_s", "next_draft_s", "ready_s", "tokens_per_turn",
     "is_lost", "opened_s", "draft_gap_s", "acceptance", "way_s",

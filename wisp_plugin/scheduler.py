@@ -20,10 +20,10 @@ import numpy as np
 from wisp_plugin.admission import predicted_load, prefill_wait_s, retry_after_s
 from wisp_plugin.config import EngineConfig
 from wisp_plugin.errors import ConfigError
-from wisp_plugin.estimator import EMPTY_PASS, Estimator, Floats, item_features
+from wisp_plugin.estimator import EMPTY_PASS, Estimator, Floats, item_features, token_features
 from wisp_plugin.kv_admission import KvAccount, KvAdmission, Share
 from wisp_plugin.messages import BatchPlan, Commit, Open, PassItem, PassOutcome, Timing
-from wisp_plugin.policies import Choice, Continuous, Edf, Fcfs, Policy
+from wisp_plugin.policies import Choice, Continuous, Edf, Fcfs, Policy, expected_commits
 from wisp_plugin.roster import Candidates, Roster
 from wisp_plugin.server_session import ServerSession
 from wisp_plugin.wisp_policy import Wisp
@@ -206,10 +206,9 @@ class Scheduler:
         parts = item_features(c.num_cached[members], choice.num_committed + num_drafts, num_choices)
         features = EMPTY_PASS + parts.sum(axis=0)
         predicted_s = float(self.estimator.predict(features))
-        one_more = np.array([0.0, 0.0, 1.0, 1.0, features[5] / len(members), 1.0])
-        is_verified = np.arange(c.survival.shape[1]) < num_drafts[:, None]
-        num_commits = int(commits.sum()) + float(c.survival[members][is_verified].sum())
-        return predicted_s, num_commits / predicted_s * float(one_more @ self.estimator.gradient(features))
+        one_more = token_features(features[5] / len(members))
+        per_s = expected_commits(c, choice) / predicted_s
+        return predicted_s, per_s * float(one_more @ self.estimator.gradient(features))
 
     # -- complete -----------------------------------------------------------------------------------------------
 

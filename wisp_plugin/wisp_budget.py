@@ -14,14 +14,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 
-from wisp_plugin.estimator import EMPTY_PASS, Estimator, item_features
-from wisp_plugin.policies import Choice
-from wisp_plugin.roster import Candidates, Floats, Ints
+from wisp_plugin.estimator import EMPTY_PASS, Estimator, item_features, token_features
+from wisp_plugin.policies import Choice, expected_commits
+from wisp_plugin.roster import Bools, Candidates, Floats, Ints
 from wisp_plugin.wisp_parameters import WispParameters
 
-Bools = npt.NDArray[np.bool_]
 _MEMORY_S = 10.0  # passes are remembered so long
 _FIRST_TOKENS = (50.0, 25.0)  # new and committed, until there were passes
 _ROUNDS = 3  # towards a pass that takes as long as its own work asks for
@@ -40,12 +38,9 @@ class PassBudget:
         """`choice` is the next pass: how many new tokens it takes, and how many it is expected to commit."""
         if not len(choice.members):
             return
-        levels = np.arange(c.survival.shape[1])
-        accepted = c.survival[choice.members] * (levels < choice.num_drafts[:, None])
-        chooses = choice.num_committed >= c.num_uncached[choice.members]
         kept = math.exp((self._noted_s - now_s) / _MEMORY_S)
         self._num_new = kept * self._num_new + float(choice.num_committed.sum() + choice.num_drafts.sum())
-        self._num_committed = kept * self._num_committed + float(chooses.sum() + accepted.sum())
+        self._num_committed = kept * self._num_committed + expected_commits(c, choice)
         self._noted_s = now_s
 
     def seconds(self, c: Candidates, is_prefill: Bools) -> float:
@@ -63,9 +58,8 @@ class PassBudget:
         as they have to, and new tokens are as many per committed token as lately."""
         new_per_s = float((1.0 / c.tpot_s[c.is_lost == 0]).sum()) * self._num_new / max(self._num_committed, 1.0)
         own = self._estimator.work(item_features(c.num_cached[runs], np.ones(len(runs)), 1.0))
-        further = item_features(float(c.num_cached[runs].mean()), 1.0, 1.0)
-        further[1] = further[5] = 0.0  # a further token of a session reads no context of its own
-        token, empty = self._estimator.work(further), self._estimator.work(EMPTY_PASS)
+        token = self._estimator.work(token_features(c.num_cached[runs].mean()))
+        empty = self._estimator.work(EMPTY_PASS)
         pace_s = float(turn_s.min())
         for _ in range(_ROUNDS):
             shares = np.minimum(1.0, pace_s / turn_s)

@@ -17,11 +17,9 @@ reproduces itself so is taken for all passes behind the next one.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from wisp_plugin.roster import Candidates, Floats
+from wisp_plugin.roster import Bools, Candidates, Floats
 
-Bools = npt.NDArray[np.bool_]
 MAX_SESSIONS = 16  # with more, somebody always had rather go now
 FEW_SESSIONS = 4  # so few have the server for themselves, whatever their SLOs make of its load
 _MAX_WAITED = 24  # draft tokens that are waited for

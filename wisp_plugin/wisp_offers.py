@@ -1,22 +1,29 @@
-"""What running sessions offer to a pass of policy `wisp`: columns over sessions and the tokens that each could get."""
+"""What running sessions need and offer in policy `wisp`: columns over sessions and the tokens that each could get."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
+from wisp_plugin.roster import Bools, Candidates, Floats, Ints
 
-from wisp_plugin.roster import Floats, Ints
 
-Bools = npt.NDArray[np.bool_]
+@dataclass(slots=True)
+class Needs:
+    """When running sessions need their next tokens, `[S]`, and what their own tokens cost."""
+
+    rows: Ints  # into the candidates
+    sessions: Candidates  # those of `rows`
+    num_uncached: Floats  # at most the smallest chunk
+    own_work: Floats  # [S, 2]: memory and arithmetic of the own tokens
+    slack_s: Floats  # until the next token is needed, less a pass with everybody's own tokens
+    need_s: Floats  # when a session starts to need a token
+    needs: Bools  # takes part whatever it costs
 
 
 @dataclass(slots=True)
 class Offers:
     """What running sessions offer: level 0 is the own token, level k the k-th draft token, `[S, L]`."""
 
-    rows: Ints  # into the candidates
     value: Floats  # 0 where there is no such draft token
     num_levels: Ints  # own token and buffered drafts
     num_uncached: Floats

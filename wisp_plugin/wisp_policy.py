@@ -20,27 +20,23 @@ more tokens per second (`wisp_hold`). Nobody waits for a place for more than `ma
 
 from __future__ import annotations
 
-import math
+from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
 from wisp_plugin.config import EngineConfig
-from wisp_plugin.estimator import EMPTY_PASS, Estimator, item_features
+from wisp_plugin.estimator import EMPTY_PASS, Estimator, item_features, token_features
 from wisp_plugin.policies import NEED, NOBODY, VALUE, Choice
-from wisp_plugin.roster import Candidates, Floats, Ints
+from wisp_plugin.roster import Bools, Candidates, Floats, Ints
 from wisp_plugin.wisp_budget import PassBudget
 from wisp_plugin.wisp_hold import FEW_SESSIONS, MAX_SESSIONS, waits_for_drafts
-from wisp_plugin.wisp_offers import Offers
+from wisp_plugin.wisp_offers import Needs, Offers
 from wisp_plugin.wisp_parameters import WispParameters
 from wisp_plugin.wisp_prefill import WispPrefill
 from wisp_plugin.wisp_turns import Turns
 
 __all__ = ["Offers", "Wisp", "WispParameters"]
 
-Bools = npt.NDArray[np.bool_]
-_DRAFT_TOKEN = np.array([0.0, 0.0, 1.0, 1.0, 0.0, 1.0])  # features of a draft token, but for new x context
-_X_CONTEXT = np.array([0.0, 0.0, 0.0, 0.0, 1.0, 0.0])  # features of a pair of a new token and one that it attends to
 _SAME_WEIGHT = 0.2  # weights of memory and arithmetic that differ by less give nearly the same order
 _MAX_ROUNDS = 2  # the price of an offer depends on the pass that it enters
 _LEAST_S = 1e-9  # what a token costs of which a profile says that it costs nothing
@@ -70,30 +66,35 @@ class Wisp:
             # One that has waited too long beside others takes part like those who need a token, with a chunk.
             is_prefill &= candidates.ready_s + self._parameters.max_hold_s > now_s
         has_prefill = bool(is_prefill.any())
-        offers = self.offers(candidates, np.flatnonzero(~is_prefill) if has_prefill else None, now_s)
-        held_until_s = self._held_until_s(candidates, offers, now_s)
-        if held_until_s is None and not self._is_idle(candidates):
-            return self._busy(candidates, offers, is_prefill, now_s)
-        taken, work = (None, self._empty_work) if held_until_s is not None else self.fill(offers)
-        if taken is None or (has_prefill and not offers.value[taken > 0].any() and not offers.needs.any()):
-            taken, work = np.zeros(len(offers.rows), np.int64), self._empty_work
-        turns = np.flatnonzero(taken)
-        members = offers.rows[turns]
-        choice = Choice(
-            members=members,
-            num_committed=offers.num_uncached[turns].astype(np.int64),
-            num_drafts=self._drafts_of(candidates, offers, turns, taken[turns] - 1),
-            reasons=tuple([NEED if needs else VALUE for needs in offers.needs[turns].tolist()]),
-            wake_s=math.inf if held_until_s is None else held_until_s,
-        )
-        if not has_prefill:
-            return choice
-        return self._prefill.add(candidates, np.flatnonzero(is_prefill), choice, work, now_s)
+        needs = self.needs(candidates, now_s, np.flatnonzero(~is_prefill) if has_prefill else None)
+        held_until_s = self._held_until_s(candidates, needs, now_s)
+        if held_until_s is not None:
+            choice, work = replace(NOBODY, wake_s=held_until_s), self._empty_work
+        elif self._is_idle(candidates, needs):
+            choice, work = self._spare(needs, is_alone=not has_prefill)
+        else:
+            return self._busy(candidates, needs, is_prefill, now_s)
+        return self._prefill.add(candidates, np.flatnonzero(is_prefill), choice, work, now_s) if has_prefill else choice
 
-    def _busy(self, c: Candidates, offers: Offers, is_prefill: Bools, now_s: float) -> Choice:
+    def _spare(self, needs: Needs, is_alone: bool) -> tuple[Choice, Floats]:
+        """A pass of a server that has time to spare, and its work; `is_alone`: no prefill waits."""
+        offers = self.offers(needs, is_alone)
+        taken, work = self.fill(offers)
+        if not is_alone and not offers.value[taken > 0].any() and not needs.needs.any():
+            return NOBODY, self._empty_work
+        turns = np.flatnonzero(taken)
+        choice = Choice(
+            members=needs.rows[turns],
+            num_committed=needs.num_uncached[turns].astype(np.int64),
+            num_drafts=self._drafts_of(needs.sessions, offers, turns, taken[turns] - 1),
+            reasons=tuple([NEED if needed else VALUE for needed in needs.needs[turns].tolist()]),
+        )
+        return choice, work
+
+    def _busy(self, c: Candidates, needs: Needs, is_prefill: Bools, now_s: float) -> Choice:
         """A pass of a server whose time is scarce."""
         must_s = np.full(len(c), np.inf)
-        must_s[offers.rows] = offers.need_s
+        must_s[needs.rows] = needs.need_s
         choice = self._turns.choose(c, is_prefill, must_s, now_s, self._budget.seconds(c, is_prefill))
         self._budget.note(c, choice, now_s)
         return choice
@@ -101,7 +102,7 @@ class Wisp:
     def _drafts_of(self, c: Candidates, offers: Offers, turns: Ints, num_drafts: Ints) -> Ints:
         """Draft tokens of the members: what was taken, but in `sync`, where a device gives up what is not verified,
         all of them, as far as the pass goes."""
-        is_sync = c.is_sync[offers.rows[turns]] > 0
+        is_sync = c.is_sync[turns] > 0
         if not is_sync.any():
             return num_drafts
         whole = np.where(is_sync, offers.num_levels[turns] - 1, num_drafts)
@@ -110,82 +111,84 @@ class Wisp:
 
     # -- sessions that decode or verify -------------------------------------------------------------------------
 
-    def offers(self, c: Candidates, rows: Ints | None, now_s: float) -> Offers:
-        """Offers of the candidates `rows`; None: of all, because no prefill waits."""
+    def needs(self, c: Candidates, now_s: float, rows: Ints | None = None) -> Needs:
+        """What the candidates `rows` need; None: all of them."""
         p = self._parameters
-        of = np.arange(len(c)) if rows is None else rows
-        if len(of) < len(c):
-            c = c.only(of)
+        rows = np.arange(len(c)) if rows is None else rows
+        c = c if len(rows) == len(c) else c.only(rows)
         num_uncached = np.minimum(c.num_uncached, self._chunk_tokens)
         own_work = self._estimator.work(item_features(c.num_cached, num_uncached, 1.0))
         everyone_s = float(self._estimator.seconds(self._empty_work + own_work.sum(axis=0)))
         slack_s = c.needed_s - now_s - everyone_s
-        levels = np.arange(c.survival.shape[1] + 1)
-        ahead = (slack_s / c.tpot_s)[:, None] + levels
-        if rows is None and self._is_idle(c):
-            ahead[:] = 0.0  # nobody else needs the time of the server: what is ahead of its SLO counts in full
-        slope = (1.0 - p.least_value) / p.horizon_tokens
-        value = np.minimum(np.maximum(1.0 - slope * ahead, p.least_value), p.most_value)
-        value[:, 1:] *= c.survival
-        is_lost = c.is_lost > 0
-        value[is_lost] *= p.lost_value
-        need_s = np.where(is_lost, np.inf, now_s + slack_s - p.need_tokens * c.tpot_s)
+        need_s = np.where(c.is_lost > 0, np.inf, now_s + slack_s - p.need_tokens * c.tpot_s)
         # Nobody's need is older than its last turn: those who are hopelessly behind starve nobody.
         need_s = np.clip(need_s, c.ready_s, c.ready_s + p.max_hold_s)
         needs = need_s <= now_s if p.holds else np.ones(len(c), bool)
+        return Needs(rows, c, num_uncached, own_work, slack_s, need_s, needs)
+
+    def offers(self, needs: Needs, is_alone: bool = True) -> Offers:
+        """What sessions offer that need `needs`; `is_alone`: nobody else needs the time of the server, so what is ahead
+        of its SLO counts in full."""
+        p, c, num_uncached = self._parameters, needs.sessions, needs.num_uncached
+        levels = np.arange(c.survival.shape[1] + 1)
+        ahead = (needs.slack_s / c.tpot_s)[:, None] + levels
+        if is_alone:
+            ahead[:] = 0.0
+        slope = (1.0 - p.least_value) / p.horizon_tokens
+        value = np.minimum(np.maximum(1.0 - slope * ahead, p.least_value), p.most_value)
+        value[:, 1:] *= c.survival
+        value[c.is_lost > 0] *= p.lost_value
         num_levels = 1 + np.where(num_uncached < c.num_uncached, 0.0, c.num_buffered).astype(np.int64)
         exists = levels < num_levels[:, None]
         value *= exists
-        work = self._offered_work(c, own_work, len(levels))
-        return Offers(of, value, num_levels, num_uncached, levels, np.flatnonzero(exists), work, needs, need_s)
+        work = self._offered_work(c, needs.own_work, len(levels))
+        existing = np.flatnonzero(exists)
+        return Offers(value, num_levels, num_uncached, levels, existing, work, needs.needs, needs.need_s)
 
     def _offered_work(self, c: Candidates, own_work: Floats, num_levels: int) -> Floats:
         """Work `[2, S, L]`; that of a session's draft tokens taken as equal, behind half of the buffer."""
-        draft = np.empty((len(c), len(EMPTY_PASS)))
-        draft[:] = _DRAFT_TOKEN
-        draft[:, 4] = c.num_cached + c.num_uncached + 0.5 * c.num_buffered
+        draft = token_features(c.num_cached + c.num_uncached + 0.5 * c.num_buffered)
         work = np.empty((2, len(c), num_levels))
         work[:, :, 0] = own_work.T
         work[:, :, 1:] = self._estimator.work(draft).T[:, :, None]
         return work
 
-    def _held_until_s(self, c: Candidates, offers: Offers, now_s: float) -> float | None:
+    def _held_until_s(self, c: Candidates, needs: Needs, now_s: float) -> float | None:
         """When to decide again, if everybody's drafts are on their way and waiting for them is worth while: under load
         because nobody needs a token yet, or for the speed of few sessions. None: somebody takes part now."""
         p = self._parameters
-        if not len(offers.rows):
+        if not len(needs.rows):
             return None
-        expires_s = c.next_draft_s[offers.rows] + p.draft_grace_s
+        expires_s = needs.sessions.next_draft_s + p.draft_grace_s
         expires_s = np.where(np.isfinite(expires_s), expires_s, 0.0)
         if (expires_s <= now_s).any() or not p.holds:
             return None
-        is_ahead = not offers.needs.any() and not c.is_lost[offers.rows].all()
-        if is_ahead and len(c) > FEW_SESSIONS and self._load(c, offers) >= p.hold_load:
-            return float(min(offers.need_s.min(), expires_s.min()))
-        if len(offers.rows) == len(c) <= MAX_SESSIONS and self._waits_for_drafts(c, offers, now_s):
+        is_ahead = not needs.needs.any() and not needs.sessions.is_lost.all()
+        if is_ahead and len(c) > FEW_SESSIONS and self._load_of(needs.sessions, needs.own_work) >= p.hold_load:
+            return float(min(needs.need_s.min(), expires_s.min()))
+        if len(needs.rows) == len(c) <= MAX_SESSIONS and self._waits_for_drafts(needs, now_s):
             return float(min(expires_s.min(), (c.ready_s + p.max_hold_s).min()))
         return None
 
-    def _waits_for_drafts(self, c: Candidates, offers: Offers, now_s: float) -> bool:
+    def _waits_for_drafts(self, needs: Needs, now_s: float) -> bool:
         """True if everybody commits more tokens per second when the next pass waits (see `wisp_hold`)."""
+        c = needs.sessions
         if (c.ready_s + self._parameters.max_hold_s <= now_s).any():
             return False
-        work = self._empty_work + offers.work[:, :, 0].sum(axis=1)
-        draft_work = self._estimator.work(_DRAFT_TOKEN + float(c.num_cached.mean()) * _X_CONTEXT)
+        work = self._empty_work + needs.own_work.sum(axis=0)
+        draft_work = self._estimator.work(token_features(c.num_cached.mean()))
         token_s = float(self._estimator.weights(work) @ draft_work)
         return bool(waits_for_drafts(c, now_s, float(self._estimator.seconds(work)), token_s).all())
 
-    def _is_idle(self, c: Candidates) -> bool:
+    def _is_idle(self, c: Candidates, needs: Needs) -> bool:
         """True if there is nobody to save server time for: hardly any sessions, or hardly any load of some."""
-        if len(c) <= FEW_SESSIONS:
-            return True
-        num_uncached = np.minimum(c.num_uncached, self._chunk_tokens)
-        own_work = self._estimator.work(item_features(c.num_cached, num_uncached, 1.0))
-        return len(c) <= MAX_SESSIONS and self._load_of(c, own_work) < self._parameters.hold_load
-
-    def _load(self, c: Candidates, offers: Offers) -> float:
-        """`_load_of` the sessions with offers."""
-        return self._load_of(c if len(offers.rows) == len(c) else c.only(offers.rows), offers.work[:, :, 0].T)
+        if not FEW_SESSIONS < len(c) <= MAX_SESSIONS:
+            return len(c) <= FEW_SESSIONS
+        own_work = needs.own_work
+        if len(needs.rows) < len(c):  # prefills as well
+            num_uncached = np.minimum(c.num_uncached, self._chunk_tokens)
+            own_work = self._estimator.work(item_features(c.num_cached, num_uncached, 1.0))
+        return self._load_of(c, own_work) < self._parameters.hold_load
 
     def _load_of(self, c: Candidates, own_work: Floats) -> float:
         """How much of the server's time these sessions need to keep their SLOs (as `admission.predicted_load`).
@@ -233,7 +236,7 @@ class Wisp:
 
     def _num_that_fit(self, offers: Offers, order: Ints) -> int:
         """How many offers, in order, the limits of a pass allow (at least one)."""
-        config, num_sessions = self._config, len(offers.rows)
+        config, num_sessions = self._config, len(offers.value)
         num_tokens = float(offers.num_uncached.sum()) + len(order) - num_sessions
         if num_tokens <= config.max_pass_tokens and num_sessions <= config.max_pass_sessions:
             return len(order)

@@ -10,15 +10,12 @@ need, and then gets whole passes. (Earliest deadline first is optimal while ever
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from wisp_plugin.config import EngineConfig
-from wisp_plugin.estimator import EMPTY_PASS, Estimator, item_features
+from wisp_plugin.estimator import EMPTY_PASS, Estimator, item_features, token_features
 from wisp_plugin.policies import NEED, PREFILL, VALUE, Choice
-from wisp_plugin.roster import Candidates, Floats, Ints
+from wisp_plugin.roster import Bools, Candidates, Floats, Ints
 from wisp_plugin.wisp_parameters import WispParameters
-
-Bools = npt.NDArray[np.bool_]
 
 
 class Turns:
@@ -33,15 +30,13 @@ class Turns:
     def choose(self, c: Candidates, is_prefill: Bools, must_s: Floats, now_s: float, budget_s: float) -> Choice:
         """The pass. `must_s` `[S]`: when a session takes part whatever it costs (infinite: never)."""
         must, has_no_room = self._musts(c, must_s, now_s)
-        keys = self._keys(c, is_prefill, now_s)
-        keys[has_no_room] = must_s[has_no_room] - 1e9  # nobody overtakes those
-        order = np.argsort(keys, kind="stable")
+        order = self._order(c, is_prefill, must_s, has_no_room, now_s)
         num_uncached = np.where(is_prefill, c.num_uncached, np.minimum(c.num_uncached, self._chunk_tokens))
         num_drafts = np.where(num_uncached < c.num_uncached, 0.0, c.num_buffered)
         worth = self._worth(c, num_uncached, num_drafts)
         committed, drafts, is_whole = self._take(c, order, must, num_uncached, worth, budget_s)
         if not is_whole and worth.any():
-            scarce = np.minimum(worth, self._likely(c, self._parameters.least_survival, worth))
+            scarce = self._likely(c, self._parameters.least_survival, worth)
             committed, drafts, _ = self._take(c, order, must, num_uncached, scarce, budget_s)
         members = np.flatnonzero(committed)
         kinds = np.where(is_prefill, 2, np.where(must, 1, 0))[members]
@@ -58,10 +53,14 @@ class Turns:
         must[due[fits]] = True
         return must, due[~fits]
 
-    def _keys(self, c: Candidates, is_prefill: Bools, now_s: float) -> Floats:
-        """What comes first: the smallest. A first token that is late already makes nobody else late."""
-        is_lost = (c.is_lost > 0) | (is_prefill & (c.needed_s < now_s))
-        return np.where(is_lost, c.needed_s + 1e9, c.needed_s)
+    def _order(self, c: Candidates, is_prefill: Bools, must_s: Floats, has_no_room: Ints, now_s: float) -> Ints:
+        """Everybody, in the order of need. A first token that is late already makes nobody else late, and nobody
+        overtakes those who would have to take part and have no room."""
+        rank = ((c.is_lost > 0) | (is_prefill & (c.needed_s < now_s))).astype(np.int64)
+        needed_s = c.needed_s.copy()
+        rank[has_no_room], needed_s[has_no_room] = -1, must_s[has_no_room]
+        order: Ints = np.lexsort((needed_s, rank))
+        return order
 
     def _worth(self, c: Candidates, num_uncached: Floats, num_drafts: Floats) -> Floats:
         """Draft tokens that win more than their time costs everybody else; in `sync`, where a device gives up what is
@@ -69,7 +68,7 @@ class Turns:
         if not num_drafts.any():
             return num_drafts
         own = self._estimator.work(EMPTY_PASS) + self._own(c, np.minimum(num_uncached, 1.0)).sum(axis=0)
-        token = self._estimator.work(_token(float(c.num_cached.mean())))
+        token = self._estimator.work(token_features(c.num_cached.mean()))
         price = len(c) / float(self._estimator.seconds(own)) * float(self._estimator.weights(own) @ token)
         return self._likely(c, price, num_drafts)
 
@@ -126,7 +125,7 @@ class Turns:
         if num_uncached:
             added = self._estimator.work(item_features(c.num_cached[row], sizes, 1.0 + drafts))
         else:  # it takes part already
-            added = drafts[:, None] * self._estimator.work(_token(float(c.num_cached[row])))
+            added = drafts[:, None] * self._estimator.work(token_features(c.num_cached[row]))
         size = int(np.count_nonzero(self._estimator.seconds(before + added) <= budget_s))
         if is_first:
             size = max(size, min(len(sizes), self._chunk_tokens))  # an empty pass helps nobody
@@ -135,11 +134,4 @@ class Turns:
         if is_crumb or (is_torn and not is_first):
             return 0, 0
         return min(size, num_uncached), max(0, size - num_uncached)
-
-
-def _token(context: float) -> Floats:
-    """Features of a further token of a session that takes part."""
-    token = item_features(context, 1.0, 1.0)
-    token[1] = 0.0
-    return token
 

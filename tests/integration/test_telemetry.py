@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,6 @@ from wisp_plugin.telemetry import Telemetry
 
 pytestmark = pytest.mark.integration
 NUM_TOKENS = 24
-HISTOGRAMS_S = 1.0  # `pb_adapter.PUBLISH_PERIOD_S`
 _SAMPLE = re.compile(r"^(wisp_\w+)(\{[^}]*\})? (\S+)$", re.MULTILINE)
 _TYPE = re.compile(r"^# TYPE (wisp_\w+) (\w+)$", re.MULTILINE)
 
@@ -63,7 +61,8 @@ def test_metrics_and_trace_of_a_session_with_drafts_and_a_thin_one(
         thin = run_session(server.grpc_url, thin_open(prompts()[1], NUM_TOKENS), Drafting())
         ended = 'wisp_sessions_ended_total{met="%s",slo="custom"}'
         wait_until(lambda: sum(samples(exposition(server))[ended % met] for met in ("true", "false")) == 2, 5.0)
-        time.sleep(2 * HISTOGRAMS_S)  # totals are told at once, histograms up to so much later
+        # Totals are told at once, histograms up to a second later.
+        wait_until(lambda: has_all_passes(samples(exposition(server))), 5.0)
         text = exposition(server)
     found = samples(text)
     families = {family.name: family.kind.value for family in Telemetry().families()}
@@ -85,6 +84,11 @@ def test_metrics_and_trace_of_a_session_with_drafts_and_a_thin_one(
     assert found['wisp_kv_blocks{state="free"}'] == 8_192 / 32
     check_histograms(found)
     check_trace(path, found, opened.session)
+
+
+def has_all_passes(found: dict[str, float]) -> bool:
+    """Whether the histograms have what the totals have."""
+    return found["wisp_pass_sessions_count"] == found["wisp_passes_total"]
 
 
 def check_trace(path: Path, found: dict[str, float], session: str) -> None:
