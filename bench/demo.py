@@ -23,7 +23,7 @@ from bench.live import (
 )
 from bench.report import finish, print_table
 from edge_runtime.drafter import Drafter
-from edge_runtime.tokenizer import TextStream, Tokenizer
+from edge_runtime.tokenizer import Tokenizer
 from triton_models.launcher import make_server
 from triton_models.server_process import ServerProcess
 from wisp_plugin.home import DEFAULT_DRAFT, DRAFT_NAMES, default_draft_dir
@@ -82,7 +82,7 @@ def _measure(
 
 
 def _printer(tokenizer: Tokenizer) -> Callable[[Tokens], None]:
-    text = TextStream(tokenizer)
+    text = tokenizer.detokenizer()
     return lambda tokens: print(text.push(tokens), end="", flush=True)
 
 

@@ -32,15 +32,13 @@ from edge_runtime.gateway_parameters import Limits
 from edge_runtime.gateway_service import Gateway
 from edge_runtime.gateway_sessions import Sessions
 from edge_runtime.gateway_spare import Spare
-from edge_runtime.generate import slo_of, tls_files
+from edge_runtime.generate import beliefs_of, slo_of, tls_files
 from edge_runtime.tokenizer import Tokenizer
 from edge_runtime.transport import VERIFIER_MODEL, GrpcStream, TlsFiles, connect
-from wisp_plugin.acceptance_model import AcceptanceModel, shipped_model
 from wisp_plugin.errors import ConfigError, TransportError
 from wisp_plugin.home import DEFAULT_MODEL, DRAFT_NAMES, draft_folder
 from wisp_plugin.messages import Mode
 from wisp_plugin.speculation import make_controller
-from wisp_plugin.stop_rules import DEFAULT_ENERGY_PRICE
 from wisp_plugin.vocabulary import vocab_hash
 
 READY_S = 2.0  # limit of asking the server for its health
@@ -95,8 +93,7 @@ def load_device(args: argparse.Namespace) -> GatewayDevice:
 
 
 def _speculation(args: argparse.Namespace, folder: Path) -> Speculation:
-    model = AcceptanceModel.load(Path(args.controller)) if args.controller else shipped_model(args.draft)
-    price = DEFAULT_ENERGY_PRICE if args.energy_price is None else args.energy_price
+    model, price = beliefs_of(args)
     make_controller(args.rule, Mode.FREE, model, price)  # a rule that cannot be is refused before anything is loaded
     dealer, context = make_dealer(folder, args.threads, args.drafters)
     return Speculation(dealer, model, context, args.draft, args.rule, price)

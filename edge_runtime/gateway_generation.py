@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 MAX_BATCHES = 64
 SLOW_CLIENT_S = 60.0
 _RETRY_S, _MAX_RETRY_S = 0.1, 1.0
-_SENDING_S = 0.002  # for the event loop to send the last batch: to end a session costs the interpreter about as long
+_SENDING_S = 0.02  # limit of waiting until the last batch is sent: to end a session takes time that sending it wants
 LENGTH, EOS, STOP = "length", "eos_token", "stop_sequence"
 
 
@@ -193,7 +193,7 @@ class Generation:
         if given or finish:
             self._post(Batch(tuple(given), finish, tail))
         if finish is not None:
-            time.sleep(_SENDING_S)
+            self.run.transport.await_leave(_SENDING_S)
         return finish is not None
 
     def _finish(self, commit: Commit) -> str | None:

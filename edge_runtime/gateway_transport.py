@@ -37,6 +37,10 @@ class LeavableTransport:
         """Whether `leave` was called."""
         return self._left.is_set()
 
+    def await_leave(self, limit_s: float) -> None:
+        """Wait until `leave` is called, at most `limit_s`."""
+        self._left.wait(limit_s)
+
     def pause(self, seconds: float) -> None:
         """Sleep. Raises Left."""
         self._left.wait(seconds)

@@ -23,7 +23,7 @@ from edge_runtime.gateway_openai import chat_prompt
 from edge_runtime.gateway_parameters import Fields, GenerationRequest, Limits, check_room, room, sampling, seed_of
 from edge_runtime.gateway_service import Answer, Endpoint, Gateway, guarded
 from edge_runtime.gateway_speculation import ChainView
-from edge_runtime.tokenizer import TextStream, Tokenizer
+from edge_runtime.tokenizer import Tokenizer
 
 PAGE = Path(__file__).with_name("ui") / "index.html"
 DRAFT_PERIOD_S = 0.05
@@ -156,7 +156,7 @@ class Screen:
         return chain
 
     def _draft(self, chain: ChainView) -> dict[str, Any]:
-        text = TextStream(self._device.tokenizer, self._ids)
+        text = self._device.tokenizer.detokenizer(self._ids)
         texts = [text.push([token]) for token in chain.tokens]
         if texts:
             texts[-1] += text.flush()

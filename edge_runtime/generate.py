@@ -12,7 +12,7 @@ from pathlib import Path
 
 from edge_runtime.client import EdgeClient, TokenTimes
 from edge_runtime.drafter import Drafter
-from edge_runtime.tokenizer import StopMatcher, TextStream, Tokenizer
+from edge_runtime.tokenizer import Tokenizer
 from edge_runtime.transport import GrpcStream, TlsFiles
 from edge_runtime.unary_transport import UnaryTransport
 from wisp_plugin.acceptance_model import AcceptanceModel, shipped_model
@@ -24,6 +24,7 @@ from wisp_plugin.home import draft_folder
 from wisp_plugin.messages import Mode, Open, Sampling, Slo, Tokens
 from wisp_plugin.speculation import make_controller, no_drafts
 from wisp_plugin.stop_rules import DEFAULT_ENERGY_PRICE
+from wisp_plugin.text_stream import StopMatcher
 from wisp_plugin.vocabulary import vocab_hash
 from wisp_plugin.wire import new_session_id
 from wisp_plugin.wire_values import named_slo, number
@@ -78,13 +79,11 @@ class Device:
         args = self.args
         if args.no_draft:
             return no_drafts()
-        model = AcceptanceModel.load(Path(args.controller)) if args.controller else shipped_model(args.draft)
-        price = DEFAULT_ENERGY_PRICE if args.energy_price is None else args.energy_price
-        return make_controller(args.rule, mode, model, price)
+        return make_controller(args.rule, mode, *beliefs_of(args))
 
     def stream(self, client: EdgeClient) -> Iterator[str]:
         """The text of the session as it becomes final, up to the first stop string."""
-        text, stops = TextStream(self.tokenizer), StopMatcher(self.args.stop)
+        text, stops = self.tokenizer.detokenizer(), StopMatcher(self.args.stop)
         try:
             for tokens in client.run():
                 yield stops.push(text.push(tokens))
@@ -118,6 +117,12 @@ def _mode(args: argparse.Namespace) -> Mode:
             raise ConfigError("--mode free needs a stream; allowed with --transport unary: sync, its default")
         return Mode.SYNC
     return Mode(args.mode or "free")
+
+
+def beliefs_of(args: argparse.Namespace) -> tuple[AcceptanceModel, float]:
+    """The acceptance model and the energy price that the options ask for. Raises ModelError."""
+    model = AcceptanceModel.load(Path(args.controller)) if args.controller else shipped_model(args.draft)
+    return model, DEFAULT_ENERGY_PRICE if args.energy_price is None else args.energy_price
 
 
 def slo_of(args: argparse.Namespace) -> Slo:

@@ -5,17 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tokenizers
 
-from wisp_plugin.chat_template import ENVIRONMENT, ChatTemplate, read_optional_json, special_token
+from wisp_plugin.chat_template import ENVIRONMENT, ChatTemplate, Render, read_optional_json, special_token
 from wisp_plugin.errors import ModelError
 from wisp_plugin.messages import Tokens
-from wisp_plugin.text_stream import Detokenizer, StopMatcher, TokenIds
-
-__all__ = ["StopMatcher", "TextStream", "Tokenizer"]
+from wisp_plugin.text_stream import Detokenizer, TokenIds
 
 
 class Tokenizer:
@@ -60,25 +57,24 @@ class Tokenizer:
         """The text of `ids`; what is not valid UTF-8 becomes U+FFFD."""
         return self._inner.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
 
+    def detokenizer(self, context: TokenIds = ()) -> Detokenizer:
+        """For a text that comes token by token behind `context`."""
+        return Detokenizer(self.decode, context)
+
     def chat_prompt(self, messages: Sequence[Mapping[str, str]]) -> str:
         """`messages` (each with `role` and `content`) in the model's chat template, ready for the assistant's turn.
 
         Raises:
             ModelError: there is no template, or it refuses the messages.
         """
-        from jinja2 import TemplateError  # only chats need it: keeps the start of the command short
-
-        template, environment = self._chat
-        return template.render(messages, environment, TemplateError)
+        return self._render(messages)
 
     @functools.cached_property
-    def _chat(self) -> tuple[ChatTemplate, Any]:
-        """The template, and an environment that compiles it once: that takes longer than all else about a prompt."""
+    def _render(self) -> Render:
+        from jinja2 import TemplateError  # only chats need it: keeps the start of the command short
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        environment: Any = ImmutableSandboxedEnvironment(**ENVIRONMENT)
-        environment.from_string = functools.cache(environment.from_string)
-        return ChatTemplate.read(self.folder), environment
+        return ChatTemplate.read(self.folder).compiled(ImmutableSandboxedEnvironment(**ENVIRONMENT), TemplateError)
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> Tokens:
         """Token ids of `chat_prompt(messages)`, whose template brings its special tokens itself."""
@@ -95,10 +91,3 @@ class Tokenizer:
         if token_id is None:
             raise ModelError(f"{self.folder} does not tell the end-of-sequence token; add generation_config.json")
         return (token_id,)
-
-
-class TextStream(Detokenizer):
-    """A `Detokenizer` on a tokenizer."""
-
-    def __init__(self, tokenizer: Tokenizer, context: TokenIds = (), skip_special_tokens: bool = True) -> None:
-        super().__init__(lambda ids: tokenizer.decode(ids, skip_special_tokens), context)

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.tokenizer import StopMatcher, TextStream, Tokenizer
+from edge_runtime.tokenizer import Tokenizer
 from tests import tiny_model
 from wisp_plugin.errors import ModelError
+from wisp_plugin.text_stream import StopMatcher
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 
@@ -52,7 +53,7 @@ def test_round_trip(tokenizer: Tokenizer) -> None:
 
 @given(text=st.text(min_size=1, max_size=40), sizes=st.lists(st.integers(1, 4), min_size=1, max_size=4))
 def test_streamed_text_is_the_text(tokenizer: Tokenizer, text: str, sizes: list[int]) -> None:
-    stream = TextStream(tokenizer)
+    stream = tokenizer.detokenizer()
     pieces = [stream.push(piece) for piece in cut(tokenizer.encode(text, False).tolist(), sizes)]
     assert not any("\ufffd" in piece for piece in pieces) or "\ufffd" in text
     assert "".join(pieces) + stream.flush() == text
@@ -64,16 +65,16 @@ def test_streamed_text_is_the_text(tokenizer: Tokenizer, text: str, sizes: list[
     sizes=st.lists(st.integers(1, 4), min_size=1, max_size=4),
 )
 def test_streamed_garbage_is_what_decode_gives(tokenizer: Tokenizer, ids: list[int], sizes: list[int]) -> None:
-    stream = TextStream(tokenizer)
+    stream = tokenizer.detokenizer()
     assert "".join([stream.push(piece) for piece in cut(ids, sizes)]) + stream.flush() == tokenizer.decode(ids)
 
 
 def test_a_split_character_comes_once_and_whole(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("a😀b", False)
     assert len(ids) > 4
-    stream = TextStream(tokenizer)
+    stream = tokenizer.detokenizer()
     assert [stream.push([i]) for i in ids] == ["a", *[""] * (len(ids) - 3), "😀", "b"]
-    stream = TextStream(tokenizer)
+    stream = tokenizer.detokenizer()
     assert stream.push(ids[:1]) == "a"
     assert stream.push(ids[1:-2]) == ""
     assert stream.flush() == "\ufffd"
@@ -81,9 +82,9 @@ def test_a_split_character_comes_once_and_whole(tokenizer: Tokenizer) -> None:
 
 def test_context_goes_before_the_stream(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("the 😀", False)
-    stream = TextStream(tokenizer, context=ids[:-1])
+    stream = tokenizer.detokenizer(context=ids[:-1])
     assert stream.push(ids[-1:]) != "the 😀"
-    stream = TextStream(tokenizer, context=tokenizer.encode("the"))
+    stream = tokenizer.detokenizer(context=tokenizer.encode("the"))
     assert stream.push(tokenizer.encode(" fox")) == " fox"
 
 

@@ -27,7 +27,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the target model; a configuration that cannot work fails the load."""
-        logging.basicConfig(level=logging.INFO, handlers=[pb_adapter.TritonLogHandler()], format="%(message)s")
+        pb_adapter.log_to_triton()
         try:
             verifier_config, config = read_settings(json.loads(args["model_config"]))
             self._trace = open_trace(config)

@@ -31,7 +31,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Load the tokenizer; a configuration that cannot work fails the load."""
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        logging.basicConfig(level=logging.INFO, handlers=[pb_adapter.TritonLogHandler()], format="%(message)s")
+        pb_adapter.log_to_triton()
         try:
             config = read_generate_settings(json.loads(args["model_config"]))
             tokenizer = TextTokenizer(tokenizer_folder(config.target))

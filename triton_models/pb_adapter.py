@@ -27,6 +27,11 @@ _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 log = logging.getLogger(__name__)
 
 
+def log_to_triton() -> None:
+    """What Python's `logging` is told goes to Triton's log. To be called once, when a model is loaded."""
+    logging.basicConfig(level=logging.INFO, handlers=[TritonLogHandler()], format="%(message)s")
+
+
 class ResponseStream:
     """The response sender of a decoupled request: responses, then exactly one end; and whether its client has left."""
 

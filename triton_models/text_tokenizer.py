@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import tokenizers
 
-from wisp_plugin.chat_template import ENVIRONMENT, ChatTemplate
+from wisp_plugin.chat_template import ENVIRONMENT, ChatTemplate, Render
 from wisp_plugin.errors import ModelError
 from wisp_plugin.messages import Tokens
 
@@ -44,13 +45,14 @@ class TextTokenizer:
         Raises:
             ModelError: there is no template, it refuses the message, or jinja2, which renders it, is missing.
         """
+        return self.encode(self._render([{"role": "user", "content": text}]), add_special_tokens=False)
+
+    @functools.cached_property
+    def _render(self) -> Render:
         try:
             from jinja2 import TemplateError  # only chats need it
             from jinja2.sandbox import ImmutableSandboxedEnvironment
         except ImportError:
             raise ModelError("'chat' needs jinja2 on the server: pip install jinja2") from None
 
-        environment = ImmutableSandboxedEnvironment(**ENVIRONMENT)
-        messages = [{"role": "user", "content": text}]
-        prompt = ChatTemplate.read(self.folder).render(messages, environment, TemplateError)
-        return self.encode(prompt, add_special_tokens=False)
+        return ChatTemplate.read(self.folder).compiled(ImmutableSandboxedEnvironment(**ENVIRONMENT), TemplateError)

@@ -41,7 +41,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Load the target model and start the engine; a configuration that cannot work fails the load."""
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        logging.basicConfig(level=logging.INFO, handlers=[pb_adapter.TritonLogHandler()], format="%(message)s")
+        pb_adapter.log_to_triton()
         try:
             verifier_config, engine_config = read_settings(json.loads(args["model_config"]))
             self._trace = open_trace(engine_config)

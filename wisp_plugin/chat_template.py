@@ -6,7 +6,7 @@ The template engine (jinja2) is passed in: this package needs none, and only cha
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from wisp_plugin.errors import ModelError
 
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
+Render = Callable[[Sequence[Mapping[str, str]]], str]
 ENVIRONMENT = {"trim_blocks": True, "lstrip_blocks": True, "extensions": ["jinja2.ext.loopcontrols"]}  # of jinja2
 
 
@@ -33,15 +34,14 @@ class ChatTemplate:
         special = {name: special_token(config, name) or "" for name in _SPECIAL}
         return cls(folder, _template_text(folder, config), special)
 
-    def render(
-        self, messages: Sequence[Mapping[str, str]], environment: Any, template_error: type[Exception]
-    ) -> str:
-        """`messages` (each with `role` and `content`) ready for the assistant's turn.
+    def compiled(self, environment: Any, template_error: type[Exception]) -> Render:
+        """What renders messages (each with `role` and `content`), ready for the assistant's turn; keep it: to compile
+        takes longer than all else about a prompt. Any thread may use it; ModelError if the template refuses messages.
 
         `environment` is a sandboxed one of jinja2, made with `ENVIRONMENT`, and `template_error` jinja2's.
 
         Raises:
-            ModelError: the template refuses the messages.
+            ModelError: the template is damaged.
         """
 
         def refuse(message: str) -> NoReturn:
@@ -50,11 +50,18 @@ class ChatTemplate:
         environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
         environment.globals["raise_exception"] = refuse
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        values = {"messages": messages, "add_generation_prompt": True, **self.special_tokens}
         try:
-            return str(environment.from_string(self.text).render(**values))
-        except (template_error, TypeError, KeyError) as error:
-            raise ModelError(f"the chat template of {self.folder} refuses these messages: {error}") from None
+            template = environment.from_string(self.text)
+        except template_error as error:
+            raise ModelError(f"the chat template of {self.folder} is damaged: {error}") from None
+
+        def render(messages: Sequence[Mapping[str, str]]) -> str:
+            try:
+                return str(template.render(messages=messages, add_generation_prompt=True, **self.special_tokens))
+            except (template_error, TypeError, KeyError) as error:
+                raise ModelError(f"the chat template of {self.folder} refuses these messages: {error}") from None
+
+        return render
 
 
 def special_token(config: Mapping[str, Any], name: str) -> str | None:
