@@ -29,9 +29,9 @@ from bench.gateway_process import ROOT, serving
 from bench.prompts import mt_bench_questions
 from bench.report import Progress, alternate, check_targets, finish, median, percentile, print_table
 from edge_runtime.drafting_thread import take_turns
-from edge_runtime.gateway import load_device
-from edge_runtime.gateway_device import GatewayDevice
-from edge_runtime.gateway_parameters import GenerationRequest
+from edge_runtime.gateway.app import load_device
+from edge_runtime.gateway.device import GatewayDevice
+from edge_runtime.gateway.parameters import GenerationRequest
 from edge_runtime.options import add_serve_arguments
 from triton_models.launcher import make_server
 from wisp_plugin.messages import Sampling

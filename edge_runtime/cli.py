@@ -60,12 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _gateway() -> ModuleType:
     try:
-        from edge_runtime import gateway
+        from edge_runtime.gateway import app
     except ModuleNotFoundError as error:
         if error.name not in ("starlette", "uvicorn"):
             raise
         raise ConfigError(f"serve needs the package {error.name!r}; install the extra 'gateway'") from None
-    return gateway
+    return app
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-PAGE = Path(__file__).resolve().parents[1] / "edge_runtime" / "ui" / "index.html"
+PAGE = Path(__file__).resolve().parents[1] / "edge_runtime" / "gateway" / "ui" / "index.html"
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "chrome")
 TIMEOUT_MS = 10_000.0
 

@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from edge_runtime.gateway import make_app
-from edge_runtime.gateway_device import GatewayDevice, Speculation
-from edge_runtime.gateway_parameters import Limits
-from edge_runtime.gateway_service import Gateway
-from edge_runtime.gateway_sessions import Sessions
+from edge_runtime.gateway.app import make_app
+from edge_runtime.gateway.device import GatewayDevice, Speculation
+from edge_runtime.gateway.parameters import Limits
+from edge_runtime.gateway.service import Gateway
+from edge_runtime.gateway.sessions import Sessions
 from edge_runtime.tokenizer import Tokenizer
 from tests.edge_fakes import QueueTransport
 from wisp_plugin.errors import TransportError

@@ -12,7 +12,7 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2
 
-from edge_runtime.gateway import _readiness
+from edge_runtime.gateway.app import _readiness
 from edge_runtime.generate import tls_files
 from edge_runtime.transport import GrpcStream, TlsFiles, read_token
 from tests.factories import make_open

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_runtime.gateway_device import Speculation
-from edge_runtime.gateway_drafting import DraftDealer
-from edge_runtime.gateway_errors import Refusal
-from edge_runtime.gateway_generation import Times
-from edge_runtime.gateway_parameters import GenerationRequest
-from edge_runtime.gateway_workers import Workers
+from edge_runtime.gateway.device import Speculation
+from edge_runtime.gateway.drafting import DraftDealer
+from edge_runtime.gateway.errors import Refusal
+from edge_runtime.gateway.generation import Times
+from edge_runtime.gateway.parameters import GenerationRequest
+from edge_runtime.gateway.workers import Workers
 from edge_runtime.tokenizer import Tokenizer
 from tests import tiny_model
 from tests.edge_fakes import SleepingDrafter, drafting_threads
@@ -497,8 +497,8 @@ def test_the_page_without_drafts(tokenizer: Tokenizer, server: FakeServer) -> No
 
 
 def test_a_client_that_reads_nothing_is_dropped(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_runtime.gateway_generation.SLOW_CLIENT_S", 0.05)
-    monkeypatch.setattr("edge_runtime.gateway_generation.MAX_BATCHES", 2)
+    monkeypatch.setattr("edge_runtime.gateway.generation.SLOW_CLIENT_S", 0.05)
+    monkeypatch.setattr("edge_runtime.gateway.generation.MAX_BATCHES", 2)
     server = FakeServer(tokenizer, TEXT, 1)
 
     async def use(house: House) -> None:
@@ -519,7 +519,7 @@ def test_the_page_is_served(
     page = tmp_path / "index.html"
 
     async def use(house: House) -> tuple[Reply, Reply]:
-        monkeypatch.setattr("edge_runtime.gateway_ui.PAGE", page)
+        monkeypatch.setattr("edge_runtime.gateway.ui_routes.PAGE", page)
         missing = await house.get("/ui")
         page.write_text("<!doctype html>")
         return missing, await house.get("/ui")

@@ -8,8 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from edge_runtime.gateway_drafting import LEAD_SHARE, LEAD_TOKENS, DraftDealer, DraftShare, Turns
-from edge_runtime.gateway_speculation import NO_SEAT, NOT_DRAFTING, WAITING, GatedController
+from edge_runtime.gateway.drafting import LEAD_SHARE, LEAD_TOKENS, DraftDealer, DraftShare, Turns
+from edge_runtime.gateway.speculation import NO_SEAT, NOT_DRAFTING, WAITING, GatedController
 from tests.edge_fakes import SleepingDrafter, wait_until
 from wisp_plugin.controller import SpeculationController
 from wisp_plugin.errors import ModelError

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from bench.gateway_bodies import requests
-from edge_runtime.gateway_errors import Refusal
-from edge_runtime.gateway_http import MAX_BODY_BYTES
-from edge_runtime.gateway_parameters import Limits, json_object
-from edge_runtime.gateway_tgi import parse
+from edge_runtime.gateway.errors import Refusal
+from edge_runtime.gateway.http import MAX_BODY_BYTES
+from edge_runtime.gateway.parameters import Limits, json_object
+from edge_runtime.gateway.tgi import parse
 from edge_runtime.tokenizer import Tokenizer
 from tests import tiny_model
 from tests.gateway_fakes import MAX_TOTAL_TOKENS, FakeServer, House, Reply, run

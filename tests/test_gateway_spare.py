@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edge_runtime.gateway_spare import Spare
+from edge_runtime.gateway.spare import Spare
 from edge_runtime.transport import READY_HOLDS_S, GrpcStream
 from tests.factories import make_open
 from wisp_plugin.errors import TransportError

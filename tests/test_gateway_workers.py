@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from edge_runtime.drafting_thread import MAX_SWITCH_S, SWITCH_S, take_turns
-from edge_runtime.gateway_workers import Workers
+from edge_runtime.gateway.workers import Workers
 
 WAIT_S = 5.0
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from edge_runtime.gateway_generation import EOS, LENGTH, STOP, Generation
-from edge_runtime.gateway_sessions import Sessions
+from edge_runtime.gateway.generation import EOS, LENGTH, STOP, Generation
+from edge_runtime.gateway.sessions import Sessions
 from wisp_plugin.metrics import Counter, Family, Gauge, Histogram, Metric
 
 FAILURES = ("validation", "bad_request", "generation", "overloaded", "unhealthy", "internal", "hangup")

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from edge_runtime.gateway_errors import invalid
-from edge_runtime.gateway_generation import EOS, STOP, Generation, Token
-from edge_runtime.gateway_parameters import (
+from edge_runtime.gateway.errors import invalid
+from edge_runtime.gateway.generation import EOS, STOP, Generation, Token
+from edge_runtime.gateway.parameters import (
     Fields,
     GenerationRequest,
     Limits,

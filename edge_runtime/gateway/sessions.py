@@ -10,11 +10,11 @@ import time
 from dataclasses import dataclass, field
 
 from edge_runtime.drafting_thread import take_turns
-from edge_runtime.gateway_device import GatewayDevice
-from edge_runtime.gateway_errors import overloaded
-from edge_runtime.gateway_generation import Generation, Times
-from edge_runtime.gateway_parameters import GenerationRequest
-from edge_runtime.gateway_workers import Workers
+from edge_runtime.gateway.device import GatewayDevice
+from edge_runtime.gateway.errors import overloaded
+from edge_runtime.gateway.generation import Generation, Times
+from edge_runtime.gateway.parameters import GenerationRequest
+from edge_runtime.gateway.workers import Workers
 
 log = logging.getLogger(__name__)
 JOIN_S = 5.0  # of waiting for the threads of sessions when the gateway ends

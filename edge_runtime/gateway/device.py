@@ -10,10 +10,10 @@ from pathlib import Path
 from edge_runtime.client import EdgeClient, Patience
 from edge_runtime.drafter import Drafter
 from edge_runtime.drafting_thread import TokenDrafter
-from edge_runtime.gateway_drafting import DraftDealer, DraftShare
-from edge_runtime.gateway_parameters import GenerationRequest, Limits
-from edge_runtime.gateway_speculation import GatedController
-from edge_runtime.gateway_transport import LeavableTransport
+from edge_runtime.gateway.drafting import DraftDealer, DraftShare
+from edge_runtime.gateway.parameters import GenerationRequest, Limits
+from edge_runtime.gateway.speculation import GatedController
+from edge_runtime.gateway.transport import LeavableTransport
 from edge_runtime.tokenizer import Tokenizer
 from edge_runtime.transport import VerifyTransport
 from wisp_plugin.acceptance_model import AcceptanceModel

@@ -1,14 +1,4 @@
-"""`wisp-edge serve`: this device's draft model and a WISP server behind the HTTP interfaces of TGI and of OpenAI.
-
-    client ── HTTP ──▶ route: check ─▶ Sessions.start ─▶ Generation (a thread) ── gRPC ──▶ wisp_verifier
-       ◀── JSON or server-sent events ─── batches of tokens ◀──────┘  ▲ drafts: DraftDealer, one graph for all
-
-    gateway_tgi.py, gateway_openai.py    bodies to checked requests, tokens to answers; *_routes.py, gateway_ui.py
-    gateway_service.py                   what every route does         gateway_http.py   bodies, events, hang-ups
-    gateway_sessions.py                  who may run                   gateway_generation.py   one session
-    gateway_device.py                    what sessions share           gateway_drafting.py     who drafts
-    gateway_workers.py                   their threads                 gateway_spare.py        a connection at hand
-"""
+"""The gateway's application: its routes, and the device that `wisp-edge serve` is told to be."""
 
 from __future__ import annotations
 
@@ -25,13 +15,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from edge_runtime import gateway_openai_routes, gateway_tgi_routes, gateway_ui
 from edge_runtime.drafting_thread import take_turns
-from edge_runtime.gateway_device import GatewayDevice, Speculation, make_dealer
-from edge_runtime.gateway_parameters import Limits
-from edge_runtime.gateway_service import Gateway
-from edge_runtime.gateway_sessions import Sessions
-from edge_runtime.gateway_spare import Spare
+from edge_runtime.gateway import openai_routes, tgi_routes, ui_routes
+from edge_runtime.gateway.device import GatewayDevice, Speculation, make_dealer
+from edge_runtime.gateway.parameters import Limits
+from edge_runtime.gateway.service import Gateway
+from edge_runtime.gateway.sessions import Sessions
+from edge_runtime.gateway.spare import Spare
 from edge_runtime.generate import beliefs_of, slo_of, tls_files
 from edge_runtime.tokenizer import Tokenizer
 from edge_runtime.transport import VERIFIER_MODEL, GrpcStream, TlsFiles, connect
@@ -56,7 +46,7 @@ def make_app(gateway: Gateway) -> Starlette:
         finally:
             await gateway.sessions.close()
 
-    every = [part.routes(gateway) for part in (gateway_tgi_routes, gateway_openai_routes, gateway_ui)]
+    every = [part.routes(gateway) for part in (tgi_routes, openai_routes, ui_routes)]
     handlers = {HTTPException: _no_such_route}
     return Starlette(routes=[route for part in every for route in part], lifespan=lifespan, exception_handlers=handlers)
 

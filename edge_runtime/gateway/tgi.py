@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edge_runtime.gateway_generation import Generation, Token
-from edge_runtime.gateway_parameters import (
+from edge_runtime.gateway.generation import Generation, Token
+from edge_runtime.gateway.parameters import (
     Fields,
     GenerationRequest,
     Limits,

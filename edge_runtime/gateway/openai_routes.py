@@ -7,11 +7,11 @@ from typing import Any
 
 from starlette.routing import Route
 
-from edge_runtime import gateway_openai as openai
-from edge_runtime.gateway_errors import Refusal
-from edge_runtime.gateway_generation import Generation, Times
-from edge_runtime.gateway_http import DONE, Caller, event
-from edge_runtime.gateway_service import Answer, Endpoint, Gateway, guarded, json_answer, work_headers
+from edge_runtime.gateway import openai
+from edge_runtime.gateway.errors import Refusal
+from edge_runtime.gateway.generation import Generation, Times
+from edge_runtime.gateway.http import DONE, Caller, event
+from edge_runtime.gateway.service import Answer, Endpoint, Gateway, guarded, json_answer, work_headers
 
 _MADE_S = 0  # of a model file nobody knows when it was made
 

@@ -17,10 +17,10 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 
-from edge_runtime.gateway_device import EdgeRun, GatewayDevice
-from edge_runtime.gateway_errors import Refusal, defect, failed_generation, refusal_of
-from edge_runtime.gateway_parameters import GenerationRequest
-from edge_runtime.gateway_transport import Left
+from edge_runtime.gateway.device import EdgeRun, GatewayDevice
+from edge_runtime.gateway.errors import Refusal, defect, failed_generation, refusal_of
+from edge_runtime.gateway.parameters import GenerationRequest
+from edge_runtime.gateway.transport import Left
 from wisp_plugin.edge_stats import EdgeStats
 from wisp_plugin.errors import RequestRefused, TransportError
 from wisp_plugin.messages import Commit, Origin, Status, Tokens

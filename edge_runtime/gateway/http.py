@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from edge_runtime.gateway_errors import Refusal
+from edge_runtime.gateway.errors import Refusal
 
 T = TypeVar("T")
 MAX_BODY_BYTES = 2_000_000  # as TGI's --payload-limit

@@ -15,14 +15,14 @@ from typing import Any
 from starlette.responses import FileResponse
 from starlette.routing import Route
 
-from edge_runtime.gateway_device import GatewayDevice
-from edge_runtime.gateway_errors import Refusal
-from edge_runtime.gateway_generation import Batch, Generation, Times
-from edge_runtime.gateway_http import Caller, EventStream, event
-from edge_runtime.gateway_openai import chat_prompt
-from edge_runtime.gateway_parameters import Fields, GenerationRequest, Limits, check_room, room, sampling, seed_of
-from edge_runtime.gateway_service import Answer, Endpoint, Gateway, guarded
-from edge_runtime.gateway_speculation import ChainView
+from edge_runtime.gateway.device import GatewayDevice
+from edge_runtime.gateway.errors import Refusal
+from edge_runtime.gateway.generation import Batch, Generation, Times
+from edge_runtime.gateway.http import Caller, EventStream, event
+from edge_runtime.gateway.openai import chat_prompt
+from edge_runtime.gateway.parameters import Fields, GenerationRequest, Limits, check_room, room, sampling, seed_of
+from edge_runtime.gateway.service import Answer, Endpoint, Gateway, guarded
+from edge_runtime.gateway.speculation import ChainView
 from edge_runtime.tokenizer import Tokenizer
 
 PAGE = Path(__file__).with_name("ui") / "index.html"

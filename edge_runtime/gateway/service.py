@@ -16,13 +16,13 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from edge_runtime.gateway_device import GatewayDevice
-from edge_runtime.gateway_errors import Refusal, defect
-from edge_runtime.gateway_generation import Generation, Times, Token
-from edge_runtime.gateway_http import Caller, EventStream, HungUp, to_json
-from edge_runtime.gateway_metrics import FAILURES, GatewayMetrics
-from edge_runtime.gateway_parameters import GenerationRequest, json_object
-from edge_runtime.gateway_sessions import Sessions
+from edge_runtime.gateway.device import GatewayDevice
+from edge_runtime.gateway.errors import Refusal, defect
+from edge_runtime.gateway.generation import Generation, Times, Token
+from edge_runtime.gateway.http import Caller, EventStream, HungUp, to_json
+from edge_runtime.gateway.metrics import FAILURES, GatewayMetrics
+from edge_runtime.gateway.parameters import GenerationRequest, json_object
+from edge_runtime.gateway.sessions import Sessions
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -8,12 +8,12 @@ from typing import Any
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from edge_runtime import gateway_tgi as tgi
-from edge_runtime.gateway_errors import Refusal, unhealthy
-from edge_runtime.gateway_generation import Generation, Times, Token
-from edge_runtime.gateway_http import Caller, event
-from edge_runtime.gateway_parameters import MAX_STOP_STRINGS
-from edge_runtime.gateway_service import Answer, Endpoint, Gateway, guarded, json_answer, work_headers
+from edge_runtime.gateway import tgi
+from edge_runtime.gateway.errors import Refusal, unhealthy
+from edge_runtime.gateway.generation import Generation, Times, Token
+from edge_runtime.gateway.http import Caller, event
+from edge_runtime.gateway.parameters import MAX_STOP_STRINGS
+from edge_runtime.gateway.service import Answer, Endpoint, Gateway, guarded, json_answer, work_headers
 from wisp_plugin import __version__
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edge_runtime.gateway_errors import Refusal, invalid
+from edge_runtime.gateway.errors import Refusal, invalid
 from wisp_plugin.messages import Sampling, Tokens
 from wisp_plugin.wire_values import MAX_SEED, shown
 
