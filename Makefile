@@ -86,7 +86,7 @@ link_ARGS := --quick
 plugin_ARGS := --rounds 1 --seconds 15
 goodput_ARGS := --few --seeds 5
 sensitivity_COMMAND := goodput
-sensitivity_ARGS := --few --seeds 3 --sensitivity
+sensitivity_ARGS := --quick --sensitivity --systems centralized sled
 results: setup ## the benchmarks behind the README's table of parts (an hour); writes the table
 	@$(foreach name,$(RESULTS),printf '\n== wisp-bench $(name)\n' >&2; \
 	  $(BIN)/wisp-bench $(or $($(name)_COMMAND),$(name)) $($(name)_ARGS) > $(VENV)/result || echo "wisp-bench $(name): exit code $$?" >&2; \

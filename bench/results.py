@@ -122,7 +122,7 @@ ROWS = (
         "goodput", _against("capacity"), ">= 2.1 / 4.1 / - / -", _COMPARED),
     Row("the same: peak goodput", "goodput", _against("goodput"), ">= 1.94 / 3.7 / 0.97 / 0.97", _COMPARED),
     Row("the same mix on the profile measured on an H100: capacity / goodput against centralized; SLED", "sensitivity",
-        _on_h100, "", " --few --seeds 3 --sensitivity"),
+        _on_h100, "", " --quick --sensitivity --systems centralized sled"),
     Row("simulated / live with 32 emulated devices: goodput; median, p95 ms between commits; attainment", "validate",
         _validated(32), "10 % apart"),
     Row("the same with 128 devices", "validate", _validated(128), "10 % apart"),
