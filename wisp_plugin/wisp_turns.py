@@ -30,14 +30,15 @@ class Turns:
     def choose(self, c: Candidates, is_prefill: Bools, must_s: Floats, now_s: float, budget_s: float) -> Choice:
         """The pass. `must_s` `[S]`: when a session takes part whatever it costs (infinite: never)."""
         must, has_no_room = self._musts(c, must_s, now_s)
-        order = self._order(c, is_prefill, must_s, has_no_room, now_s)
         num_uncached = np.where(is_prefill, c.num_uncached, np.minimum(c.num_uncached, self._chunk_tokens))
         num_drafts = np.where(num_uncached < c.num_uncached, 0.0, c.num_buffered)
-        worth = self._worth(c, num_uncached, num_drafts)
-        committed, drafts, is_whole = self._take(c, order, must, num_uncached, worth, budget_s)
-        if not is_whole and worth.any():
-            scarce = self._likely(c, self._parameters.least_survival, worth)
-            committed, drafts, _ = self._take(c, order, must, num_uncached, scarce, budget_s)
+        num_drafts = self._worth(c, num_uncached, num_drafts)
+        if self._fits(c, num_uncached, num_drafts, budget_s):
+            committed, drafts = num_uncached.astype(np.int64), num_drafts.astype(np.int64)
+        else:
+            order = self._order(c, is_prefill, must_s, has_no_room, now_s)
+            scarce = self._likely(c, self._parameters.least_survival, num_drafts)
+            committed, drafts = self._take(c, order, must, num_uncached, scarce, budget_s)
         members = np.flatnonzero(committed)
         kinds = np.where(is_prefill, 2, np.where(must, 1, 0))[members]
         reasons = tuple([(VALUE, NEED, PREFILL)[kind] for kind in kinds.tolist()])
@@ -77,13 +78,21 @@ class Turns:
         likely = (c.survival >= least_survival).sum(axis=1)
         return np.where(c.is_sync > 0, num_drafts, np.minimum(num_drafts, likely))
 
+    def _fits(self, c: Candidates, num_uncached: Floats, num_drafts: Floats, budget_s: float) -> bool:
+        """Whether there is room for everything."""
+        num_new = num_uncached + num_drafts
+        if len(c) > self._config.max_pass_sessions or num_new.sum() > self._config.max_pass_tokens:
+            return False
+        features = item_features(c.num_cached, num_new, 1.0 + num_drafts).sum(axis=0)
+        return float(self._estimator.predict(EMPTY_PASS + features)) <= budget_s
+
     def _own(self, c: Candidates, num_uncached: Floats) -> Floats:
         return self._estimator.work(item_features(c.num_cached, num_uncached, 1.0))
 
     def _take(
         self, c: Candidates, order: Ints, must: Bools, num_uncached: Floats, num_drafts: Floats, budget_s: float
-    ) -> tuple[Ints, Ints, bool]:
-        """Committed and draft tokens of each session, int `[S]`, and whether everything found place."""
+    ) -> tuple[Ints, Ints]:
+        """Committed and draft tokens of each session, int `[S]`."""
         own = self._own(c, num_uncached)
         whole = self._estimator.work(item_features(c.num_cached, num_uncached + num_drafts, 1.0 + num_drafts))
         is_torn = must & (c.is_sync > 0)  # what a device gives up if it is not verified now belongs to its turn
@@ -110,7 +119,7 @@ class Turns:
             got = self._part(c, last, wanted, before, int(room), budget_s, is_first=not committed.any())
             committed[last] += got[0]
             drafts[last] += got[1]
-        return committed, drafts, num_whole == len(order)
+        return committed, drafts
 
     def _part(
         self, c: Candidates, row: int, wanted: tuple[int, int], before: Floats, room: int, budget_s: float,
