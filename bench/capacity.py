@@ -35,7 +35,7 @@ def main(args: argparse.Namespace) -> int:
     """Find all capacities; the report is printed whatever they are."""
     cell, kinds, timing, seeds = asked(args)
     with Lab(args.jobs) as lab:
-        comparison = compare(lab, cell, kinds, timing, seeds, wants_peak=False)
+        comparison = compare(lab, cell, kinds, timing, seeds, wants_peak=False, together=args.together)
         checked = [] if args.no_check else _checked(lab, cell, timing, comparison)
     print("\n".join(["", *assumptions(cell, timing, seeds)]))
     print_table("Capacity, each system at its best", SUMMARY_COLUMNS, summary_rows(comparison))

@@ -9,7 +9,7 @@ from typing import Any
 from bench.cells import Cell, Timing
 from bench.intervals import Interval, mean_interval, ratio_interval
 from bench.scheduler_systems import Lab
-from bench.search import Best, Question, find_best
+from bench.search import Best, Question, best_of, find_best
 from bench.systems import BASELINES, SYSTEMS, Kind
 
 PUBLISHED = {"centralized": (2.1, 1.94), "sled": (4.1, 3.7)}  # capacity and goodput of the paper's best case
@@ -45,11 +45,16 @@ class Comparison:
 
 def compare(
     lab: Lab, cell: Cell, kinds: Sequence[Kind], timing: Timing, seeds: Sequence[int], wants_peak: bool = True,
-    first: int = 32,
+    first: int = 32, together: int = 0,
 ) -> Comparison:  # fmt: skip
-    """Tune every system on the first seed, then find its capacity and peak on the others with what was best."""
-    swept = [Question(cell, kind, timing, seeds[0], first, wants_peak) for kind in kinds]
-    tuned = lab.map("sweep", find_best, swept, note=str)
+    """Tune every system on the first seed, then find its capacity and peak on the others with what was best.
+
+    `together`: settings of a system that are swept one after the other, parts beside each other; 0: all.
+    """
+    parts = [kind.parts(together) for kind in kinds]
+    swept = [Question(cell, part, timing, seeds[0], first, wants_peak) for kind in parts for part in kind]
+    answered = iter(lab.map("sweep", find_best, swept, note=str))
+    tuned = [best_of([next(answered) for _ in kind]) for kind in parts]
     bests = {kind.name: [best] for kind, best in zip(kinds, tuned, strict=True)}
     questions = [
         question
@@ -79,10 +84,7 @@ def _joined(parts: Sequence[Best]) -> Best:
     holder, leader = parts[0], parts[-1]
     if holder is leader:
         return holder
-    return replace(
-        holder, peak_goodput=leader.peak_goodput, peak_devices=leader.peak_devices, peak_setting=leader.peak_setting,
-        peak_figures=leader.peak_figures, runs=holder.runs + leader.runs,
-    )  # fmt: skip
+    return replace(holder.with_peak_of(leader), runs=holder.runs + leader.runs)
 
 
 def ratio_figures(comparison: Comparison, figure: str) -> dict[str, Any]:

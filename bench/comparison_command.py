@@ -30,6 +30,8 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add("--few", action="store_true", help="few settings of each system, shorter runs")
     add("--quick", action="store_true", help="still shorter, with one seed: shows that it works")
     add("--jobs", type=_positive, default=num_cores(), metavar="N", help="processes [the cores]")
+    add("--together", type=_positive, default=0, metavar="N",
+        help="settings of a system that one process sweeps; few suit many cores [all]")  # fmt: skip
     add("--report", type=Path, metavar="DIR", help="write PNG plots and one HTML page there")
 
 

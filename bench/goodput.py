@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> int:
     """Find all peaks, then run the curves; the report is printed whatever they are."""
     cell, kinds, timing, seeds = asked(args)
     with Lab(args.jobs) as lab:
-        comparison = compare(lab, cell, kinds, timing, seeds)
+        comparison = compare(lab, cell, kinds, timing, seeds, together=args.together)
         lines = curves(lab, comparison, kinds, timing, seeds[0], GRID[1::3] if args.quick else GRID)
         others = sensitivity(lab, variants(cell), args.seed) if args.sensitivity else []
     print("\n".join(["", *assumptions(cell, timing, seeds)]))

@@ -9,8 +9,8 @@ devices and that goodput has one peak; runs are random in their sessions, so bot
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bench.cells import Cell, Timing
@@ -41,6 +41,13 @@ class Best:
     def __str__(self) -> str:
         peak = f", {self.peak_goodput:.0f} tok/s at {self.peak_devices} ({self.peak_setting})" if self.runs else ""
         return f"{self.system}: {self.capacity} devices ({self.capacity_setting}){peak}"
+
+    def with_peak_of(self, other: Best) -> Best:
+        """This capacity and the peak of `other`."""
+        return replace(
+            self, peak_goodput=other.peak_goodput, peak_devices=other.peak_devices, peak_setting=other.peak_setting,
+            peak_figures=other.peak_figures,
+        )  # fmt: skip
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -157,3 +164,9 @@ def find_best(question: Question) -> Best:
     runs = [(str(s), n, f["attainment"], f["goodput"]) for (s, n), f in search.runs.items()]
     return Best(kind.name, capacity, str(setting), held, peak.get("goodput", 0.0), num_devices, str(peak_setting), peak,
                 runs)  # fmt: skip
+
+
+def best_of(bests: Sequence[Best]) -> Best:
+    """One system of which parts of the settings were searched apart: the first of the highest capacity and peak."""
+    holder, leader = max(bests, key=lambda best: best.capacity), max(bests, key=lambda best: best.peak_goodput)
+    return replace(holder.with_peak_of(leader), runs=[run for best in bests for run in best.runs])

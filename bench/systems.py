@@ -78,6 +78,11 @@ class Kind:
         """The system with one setting."""
         return replace(self, settings=(setting,))
 
+    def parts(self, size: int) -> list[Kind]:
+        """The system with at most `size` of its settings each, in their order; 0: as it is."""
+        size = size or len(self.settings)
+        return [replace(self, settings=self.settings[i : i + size]) for i in range(0, len(self.settings), size)]
+
 
 def _centralized(chunks: Sequence[int]) -> Kind:
     return Kind("centralized", [Setting("centralized", "continuous", NO_DRAFTS, chunk) for chunk in chunks])
