@@ -25,7 +25,7 @@ def compile_layers(model: nn.Module, choice: str, trial: Callable[[], None]) -> 
     C compiler or because of the model's code, a warning says so and the layers run as they did.
 
     Raises:
-        ModelError: compilation failed, and `choice` is `always`; or what `trial` raises: compiled, the model is wrong.
+        ModelError: compilation failed, and `choice` is not `auto`; or what `trial` raises: compiled, it is wrong.
     """
     on_cpu = next(model.parameters()).device.type == "cpu"
     layers = _decoder_layers(model)
@@ -40,7 +40,7 @@ def compile_layers(model: nn.Module, choice: str, trial: Callable[[], None]) -> 
         raise
     except Exception as error:  # whatever compiler, driver and Python headers of this machine come up with
         line = f"the target cannot be compiled here ({_first_line(error)})"
-        if choice == "always":
+        if choice != "auto":
             raise ModelError(f"{line}; allowed: compile=auto or never") from error
         logging.getLogger(__name__).warning("%s: its layers run uncompiled, which is slower", line)
         for layer in layers:

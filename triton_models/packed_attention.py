@@ -14,12 +14,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 
 from triton_models.kv_cache import KvCache, SlotView
 
@@ -68,6 +68,15 @@ class _Gathered:
     sources: torch.Tensor
 
 
+class Attention(Protocol):
+    """What the model's layers call, one after the other: a `PackedPass`, or what stands in for one."""
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
+    ) -> torch.Tensor:
+        """`query` `[1, Hq, T, D]`, `key`/`value` `[1, Hkv, T, D]` -> `[1, T, Hq, D]`."""
+
+
 @dataclass(frozen=True, slots=True)
 class PackedPass:
     """Index tensors of one pass, the same for all layers."""
@@ -75,6 +84,32 @@ class PackedPass:
     cache: KvCache
     write_slots: torch.Tensor  # int64 [T]
     parts: tuple[_Looped, ...] | tuple[_Gathered, ...]
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
+    ) -> torch.Tensor:
+        """Store the layer's keys and values, then every part of the pass: `[1, T, Hq, D]`."""
+        output = query.new_empty(output_shape(query))
+        self.attend_into(output, layer, query, key, value, scaling)
+        return output
+
+    def attend_into(
+        self, output: torch.Tensor, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+        scaling: float | None,
+    ) -> None:  # fmt: skip
+        """`attend` that writes to `output`. Rows behind the pass's own T are padding: neither read nor written."""
+        own = slice(len(self.write_slots))
+        self.cache.write(layer, self.write_slots, key[0, :, own].transpose(0, 1), value[0, :, own].transpose(0, 1))
+        for part in self.parts:
+            if isinstance(part, _Looped):
+                _attend_looped(self.cache, layer, part, query, output, scaling)
+            else:
+                _attend_gathered(self.cache, layer, part, query, output, scaling)
+
+
+def output_shape(query: torch.Tensor) -> tuple[int, int, int, int]:
+    """Shape of attention's output for `query` `[1, Hq, T, D]`."""
+    return (1, query.shape[2], query.shape[1], query.shape[3])
 
 
 def build_pass(
@@ -160,7 +195,7 @@ def packed_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
-    packed_pass: PackedPass | None = None,
+    packed_pass: Attention | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
@@ -176,28 +211,13 @@ def packed_attention(
         raise ValueError("packed attention has no sliding window, no soft cap and no attention sinks")
     if torch.compiler.is_compiling():
         return torch.ops.wisp.packed_attention(query, key, value, scaling), None
-    return _attend(packed_pass, int(module.layer_idx), query, key, value, scaling), None  # type: ignore[arg-type]
-
-
-def _attend(
-    packed_pass: PackedPass, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-    scaling: float | None,
-) -> torch.Tensor:  # fmt: skip
-    """Store the layer's keys and values, then every part of the pass: `[1, T, Hq, D]`."""
-    packed_pass.cache.write(layer, packed_pass.write_slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
-    output = query.new_empty((1, query.shape[2], query.shape[1], query.shape[3]))
-    for part in packed_pass.parts:
-        if isinstance(part, _Looped):
-            _attend_looped(packed_pass.cache, layer, part, query, output, scaling)
-        else:
-            _attend_gathered(packed_pass.cache, layer, part, query, output, scaling)
-    return output
+    return packed_pass.attend(int(module.layer_idx), query, key, value, scaling), None  # type: ignore[arg-type]
 
 
 class _Running(threading.local):
     """The pass that this thread is in and its next layer, for compiled layers: neither can travel through them."""
 
-    packed_pass: PackedPass | None = None
+    packed_pass: Attention | None = None
     layer: int = 0
 
 
@@ -205,7 +225,7 @@ _RUNNING = _Running()
 
 
 @contextmanager
-def running(packed_pass: PackedPass) -> Iterator[None]:
+def running(packed_pass: Attention) -> Iterator[None]:
     """Within, this thread runs the layers of the model over `packed_pass`, each once and in order."""
     _RUNNING.packed_pass, _RUNNING.layer = packed_pass, 0
     try:
@@ -218,18 +238,18 @@ def running(packed_pass: PackedPass) -> Iterator[None]:
 def _attend_opaquely(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
 ) -> torch.Tensor:
-    """`_attend` of the next layer of the running pass. That KV memory changes is not the compiler's business."""
+    """`attend` for the next layer of the running pass. That KV memory changes is not the compiler's business."""
     packed_pass, layer = _RUNNING.packed_pass, _RUNNING.layer
     assert packed_pass is not None, "a compiled layer outside of `running`"
     _RUNNING.layer += 1
-    return _attend(packed_pass, layer, query, key, value, scaling)
+    return packed_pass.attend(layer, query, key, value, scaling)
 
 
 @_attend_opaquely.register_fake
 def _shape_of_output(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
 ) -> torch.Tensor:
-    return query.new_empty((1, query.shape[2], query.shape[1], query.shape[3]))
+    return query.new_empty(output_shape(query))
 
 
 def _attend_looped(
@@ -265,9 +285,6 @@ def _attend_gathered(
     output[0].index_copy_(0, part.rows, attended.reshape(batch * num_queries, num_heads, head_dim)[part.sources])
 
 
-def _no_mask(*_args: Any, **_kwargs: Any) -> None:
-    """Masks are part of the pass."""
-
-
+# Nothing is registered for masks: transformers then makes none. For a registered one it would first look whether
+# positions are consecutive, and wait for the device to know.
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)
-AttentionMaskInterface.register(PACKED_ATTENTION, _no_mask)

@@ -7,7 +7,8 @@ model must give the logits of the untouched one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfi
 
 from triton_models.compiled import compile_layers
 from triton_models.kv_cache import KvCache
-from triton_models.packed_attention import PACKED_ATTENTION, Span, build_pass, running
+from triton_models.packed_attention import PACKED_ATTENTION, Attention, PackedPass, Span, build_pass, running
 from triton_models.packed_linear import can_pack, pack_linears
+from triton_models.pass_graphs import SIZES, CudaRecorder, PassGraphs, record_passes
 from triton_models.torch_coupling import warm_up_choice
 from wisp_plugin.config import VerifierConfig
 from wisp_plugin.errors import ConfigError, ModelError
@@ -47,6 +49,15 @@ class TargetModel:
     head_dim: int
     dtype: torch.dtype
     device: torch.device
+    graphs: PassGraphs = field(default_factory=PassGraphs)  # empty where passes are not recorded
+
+    def compute(
+        self, input_ids: torch.Tensor, positions: torch.Tensor, packed_pass: PackedPass, keep: torch.Tensor
+    ) -> torch.Tensor:
+        """One pass, replayed where one of as many rows is recorded: see `forward`."""
+        if self.graphs.fits(input_ids.shape[1]):
+            return self.graphs.run(input_ids, positions, packed_pass, keep)
+        return forward(self.model, input_ids, positions, packed_pass, keep)
 
     def new_cache(self, pool: BlockPool) -> KvCache:
         """KV memory for all tokens of `pool`."""
@@ -69,11 +80,14 @@ def load_target(config: VerifierConfig) -> TargetModel:
 
 
 def prepare(target: TargetModel, compile_choice: str = "auto") -> None:
-    """Switch the model to packed attention and, on a CPU, packed weights, on a GPU compiled layers.
+    """Switch the model to packed attention and, on a CPU, packed weights, on a GPU compiled layers and recorded passes.
 
     Raises:
-        ModelError: the logits change, or the model cannot be compiled although `compile_choice` is `always`.
+        ModelError: the logits change, or what `compile_choice` demands is not possible.
+        ConfigError: passes are to be recorded on a CPU.
     """
+    if compile_choice == "graphs" and target.device.type != "cuda":
+        raise ConfigError(f"parameter 'compile' is 'graphs', but the device is {target.device}; allowed: cuda")
     model = target.model
     tokens = (torch.arange(_TRIAL_ENDS[-1]) * 7919 % target.vocab_size).to(target.device)
     with torch.inference_mode():
@@ -86,6 +100,8 @@ def prepare(target: TargetModel, compile_choice: str = "auto") -> None:
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
             raise ModelError(f"{target.source}: this kind of model is not supported: {first_line(error)}") from error
         compile_layers(model, compile_choice, lambda: _check_logits(target, _trial(target, tokens), expected))
+        if compile_choice in ("auto", "graphs") and target.device.type == "cuda":
+            record_passes(target.graphs, compile_choice, lambda: _record(target, tokens, expected))
     warm_up_choice(expected)  # not within: the compiler tells modes of autograd apart, and serving has none of its own
 
 
@@ -98,6 +114,29 @@ def _check_logits(target: TargetModel, packed: torch.Tensor, expected: torch.Ten
         )
 
 
+def _record(target: TargetModel, tokens: torch.Tensor, expected: torch.Tensor) -> None:
+    """Record passes of all sizes; then the trial and passes of each size, twice, as a replay must not need the last."""
+    target.graphs.record(functools.partial(forward, target.model), target.device, CudaRecorder(target.device), SIZES)
+    for _ in range(2):
+        _check_logits(target, _trial(target, tokens), expected)
+    for size in target.graphs.sizes:
+        _check_recorded(target, size)
+
+
+def _check_recorded(target: TargetModel, size: int) -> None:
+    """A prefill of one row less than `size` against the same without graphs."""
+    num_rows = size - 1
+    pool = BlockPool(size, 1)
+    pool.extend("trial", num_rows)
+    rows = torch.arange(num_rows, device=target.device)
+    span = Span("trial", 0, num_rows)
+    packed = build_pass(target.new_cache(pool), [span], target.dtype, target.num_query_groups, True)
+    arguments = ((rows * 7919 % target.vocab_size)[None], rows[None], packed, rows)
+    expected = forward(target.model, *arguments).float()
+    for _ in range(2):
+        _check_logits(target, target.graphs.run(*arguments).float(), expected)
+
+
 def _trial(target: TargetModel, tokens: torch.Tensor) -> torch.Tensor:
     """Logits of all `tokens` in three packed passes over a small KV memory, as float32 `[num_tokens, V]`."""
     pool = BlockPool(8, 2)
@@ -107,17 +146,20 @@ def _trial(target: TargetModel, tokens: torch.Tensor) -> torch.Tensor:
         pool.extend("trial", end)
         gather = target.device.type != "cpu"
         packed = build_pass(cache, [Span("trial", start, end)], target.dtype, target.num_query_groups, gather)
-        positions = torch.arange(start, end, device=target.device)[None]
-        logits.append(forward(target.model, tokens[None, start:end], positions, packed).logits[0].float())
+        positions = torch.arange(start, end, device=target.device)
+        logits.append(target.compute(tokens[None, start:end], positions[None], packed, positions - start).float())
     return torch.cat(logits)
 
 
-def forward(model: nn.Module, input_ids: torch.Tensor, positions: torch.Tensor, packed_pass: Any, keep: Any = 0) -> Any:
-    """The one call of the model: `input_ids` and `positions` int64 `[1, T]`, logits at the rows `keep` (0: all)."""
-    with running(packed_pass):
-        return model(
-            input_ids=input_ids, position_ids=positions, use_cache=False, packed_pass=packed_pass, logits_to_keep=keep
+def forward(
+    model: nn.Module, input_ids: torch.Tensor, positions: torch.Tensor, attention: Attention, keep: torch.Tensor
+) -> torch.Tensor:
+    """The one call of the model: `input_ids` and `positions` int64 `[1, T]`; logits `[R, V]` of the rows `keep`."""
+    with running(attention):
+        output = model(
+            input_ids=input_ids, position_ids=positions, use_cache=False, packed_pass=attention, logits_to_keep=keep
         )
+    return output.logits[0]  # type: ignore[no-any-return]
 
 
 def resolve_device(name: str) -> torch.device:

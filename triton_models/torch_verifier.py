@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from triton_models.packed_attention import Span, build_pass
-from triton_models.target_model import TargetModel, forward, load_target
+from triton_models.target_model import TargetModel, load_target
 from triton_models.torch_coupling import ChoiceRow, choose_tokens, chosen_logprobs
 from wisp_plugin.config import VerifierConfig
 from wisp_plugin.coupling import count_accepted
@@ -83,8 +83,7 @@ class TorchVerifier:
             ids = np.concatenate([item.tokens[item.num_cached :] for item in items]).astype(np.int64)
             positions = np.concatenate([np.arange(span.num_cached, span.num_tokens) for span in spans])
             keep = self._to_device(choice_rows(items))
-            output = forward(target.model, self._to_device(ids)[None], self._to_device(positions)[None], packed, keep)
-            return output.logits[0]
+            return target.compute(self._to_device(ids)[None], self._to_device(positions)[None], packed, keep)
         except BaseException:
             self._roll_back(items)
             raise

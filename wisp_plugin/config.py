@@ -38,11 +38,13 @@ class VerifierConfig:
     kv_tokens: int = 32_768  # tokens whose KV is held, over all sessions
     kv_block_tokens: int = 32  # tokens per KV block
     num_threads: int = 0  # of torch; 0: as many as there are cores
-    compile: str = "auto"  # layers by torch.compile: auto (on a GPU) | always | never
+    # layers by torch.compile, and passes recorded as CUDA graphs: auto (on a GPU, what works there) | graphs (both, or
+    # an error) | always (compiled layers or an error, nothing recorded) | never (neither)
+    compile: str = "auto"
 
     def __post_init__(self) -> None:
         _check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
-        _check_choice("compile", self.compile, ("auto", "always", "never"))
+        _check_choice("compile", self.compile, ("auto", "graphs", "always", "never"))
         _check_range("kv_block_tokens", self.kv_block_tokens, 1, 1024)
         _check_range("kv_tokens", self.kv_tokens, 2 * self.kv_block_tokens, 1 << 30)
         _check_range("num_threads", self.num_threads, 0, 1024)
