@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.cells import DRAFTS, FULL_AXES, REDUCED_AXES, SHORT, SPEEDS, Cell, Timing, cells
+from bench.cells import DRAFTS, FULL_AXES, MEDIUM, REDUCED_AXES, SHORT, SPEEDS, Cell, Timing, cells
 from bench.comparison import chosen_kinds, compare
 from bench.comparison_command import assumptions, num_cores
 from bench.gpu_profile import DEFAULT
@@ -31,6 +31,7 @@ from bench.scheduler_systems import Lab
 from bench.systems import BASELINES, FEW, FULL
 from wisp_plugin.home import wisp_home
 
+RUNS = {"short": SHORT, "medium": MEDIUM, "long": Timing()}
 _FIRST = {1.05: 16, 1.1: 24, 1.5: 48, 2.0: 64, 4.0: 96}  # devices that a search begins with
 
 
@@ -41,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--cells", type=int, metavar="N", help="only the first N cells")
     add("--profile", default=DEFAULT, metavar="P", help=f"of bench/profiles, or a file [{DEFAULT}]")
     add("--drafts", nargs="+", choices=DRAFTS, help="only these traces")
+    add("--runs", choices=RUNS, help="length of each run: short ones begin in the wave of first prompts, and systems "
+        "that let prompts go first look better in them [short; long with --full]")  # fmt: skip
     add("--seeds", type=int, default=1, metavar="N", help="runs of everything with other sessions [1]")
     add("--seed", type=int, default=0, help="the first of them [0]")
     add("--state", type=Path, metavar="FILE", help="finished cells, one JSON line each [$WISP_HOME/bench/matrix.jsonl]")
@@ -53,7 +56,7 @@ def main(args: argparse.Namespace) -> int:
     """Run the cells that are not finished; the report is printed whatever they give."""
     axes = FULL_AXES if args.full else REDUCED_AXES
     wanted = [c for c in cells(axes, args.profile) if not args.drafts or c.draft in args.drafts][: args.cells]
-    timing, kinds = (Timing(), FULL) if args.full else (SHORT, FEW)
+    timing, kinds = RUNS[args.runs or ("long" if args.full else "short")], FULL if args.full else FEW
     seeds = [args.seed + i for i in range(args.seeds)]
     path = args.state or wisp_home() / "bench" / "matrix.jsonl"
     results = run_cells(wanted, timing, seeds, kinds, path, args.jobs, args.fresh)
