@@ -1,11 +1,18 @@
-"""A tiny random Llama with a tokenizer of its own, and draft graphs of it by the real exporter; made once per run."""
+"""A tiny random Llama with a tokenizer of its own, and draft graphs of it by the real exporter; made once per run.
+
+The workers of a run share what one of them has made: an export takes several seconds.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import json
+import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +29,26 @@ CHAT_TEMPLATE = (
 )
 
 
+FOLDER_VARIABLE = "WISP_TINY_FOLDER"  # conftest.py sets it: the folder of a run, for all its workers
+
+
 @functools.cache
-def _scratch() -> tempfile.TemporaryDirectory[str]:
+def _own_folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="wisp-tiny-")
+
+
+@contextmanager
+def _making(name: str) -> Iterator[tuple[Path, bool]]:
+    """The folder `name`, and whether this process has to fill it; other processes wait until it has."""
+    root = Path(os.environ.get(FOLDER_VARIABLE) or _own_folder().name)
+    folder, made = root / name / "model", root / f"{name}.made"
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        is_new = not made.exists()
+        if is_new:
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that failed half-way
+        yield folder, is_new
+        made.touch()
 
 
 def make_tokenizer() -> tokenizers.Tokenizer:
@@ -70,9 +94,10 @@ def hf_folder() -> Path:
         tie_word_embeddings=True,
         initializer_range=0.2,  # larger than usual: logits that tell the tokens apart
     )
-    folder = Path(_scratch().name) / "hf"
-    LlamaForCausalLM(config).save_pretrained(folder)
-    write_tokenizer(folder)
+    with _making("hf") as (folder, is_new):
+        if is_new:
+            LlamaForCausalLM(config).save_pretrained(folder)
+            write_tokenizer(folder)
     return folder
 
 
@@ -81,19 +106,21 @@ def draft_folder(precision: str) -> Path:
     """A draft graph of the tiny model. Not to be changed."""
     from edge_runtime.export import export_draft
 
-    folder = Path(_scratch().name) / precision
-    export_draft(hf_folder(), folder, precision, progress=lambda line: None)  # type: ignore[arg-type]
+    with _making(precision) as (folder, is_new):
+        if is_new:
+            export_draft(hf_folder(), folder, precision, progress=lambda line: None)  # type: ignore[arg-type]
     return folder
 
 
 @functools.cache
 def community_folder() -> Path:
     """The same fp32 graph in the layout of the ONNX community: growing KV, no positions."""
-    folder = Path(_scratch().name) / "community"
-    (folder / "onnx").mkdir(parents=True)
-    for name in ("model.onnx", "model.onnx.data"):
-        shutil.copyfile(draft_folder("fp32") / name, folder / "onnx" / name)
-    shutil.copyfile(hf_folder() / "config.json", folder / "config.json")
+    with _making("community") as (folder, is_new):
+        if is_new:
+            (folder / "onnx").mkdir(parents=True)
+            for name in ("model.onnx", "model.onnx.data"):
+                shutil.copyfile(draft_folder("fp32") / name, folder / "onnx" / name)
+            shutil.copyfile(hf_folder() / "config.json", folder / "config.json")
     return folder
 
 
@@ -141,11 +168,12 @@ def positions_folder() -> Path:
     present = [helper.make_tensor_value_info(f"present.{kind}", TensorProto.FLOAT, None) for kind in kinds]
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "n", VOCAB_SIZE])
     graph = helper.make_graph(nodes, "tiny", ids + past, [logits, *present], [*tables.values(), *constants])
-    folder = Path(_scratch().name) / "positions"
-    (folder / "onnx").mkdir(parents=True)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.save(model, folder / "onnx" / "model_quantized.onnx")
-    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": CONTEXT_LENGTH}))
+    with _making("positions") as (folder, is_new):
+        if is_new:
+            (folder / "onnx").mkdir(parents=True)
+            onnx.save(model, folder / "onnx" / "model_quantized.onnx")
+            (folder / "config.json").write_text(json.dumps({"max_position_embeddings": CONTEXT_LENGTH}))
     return folder
 
 

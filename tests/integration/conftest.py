@@ -10,7 +10,7 @@ import pytest
 
 from bench.live import Drafting
 from edge_runtime.drafter import Drafter
-from tests.integration.support import Judge
+from tests.integration.support import CLASSES, Judge
 from triton_models.artifacts import MANIFEST
 from triton_models.launcher import make_server
 from triton_models.server_process import ServerProcess
@@ -57,7 +57,7 @@ def _factory(config: pytest.Config, folder: Path) -> Iterator[ServerFactory]:
     yield make
     for server in made:
         if server.running:
-            server.stop()
+            server.kill()  # its end is not under test, and an orderly one takes three seconds
         config.stash[SERVERS].remove(server)
 
 
@@ -73,7 +73,7 @@ def shared_server(
 ) -> Iterator[ServerProcess]:
     """One server with the default model, as `wisp-server up` starts it, for all tests that leave it as it was."""
     making = _factory(request.config, tmp_path_factory.mktemp("server"))
-    server = next(making)(models=["wisp_verifier", "wisp_generate"])
+    server = next(making)({"slo_classes": CLASSES}, models=["wisp_verifier", "wisp_generate"])
     server.start()
     server.wait_ready()
     yield server

@@ -20,6 +20,7 @@ import tritonclient.grpc as triton
 from bench.live import Drafting, SessionResult, make_open
 from edge_runtime.client import EdgeClient
 from edge_runtime.transport import GrpcStream
+from triton_models.server_process import ServerProcess
 from wisp_plugin.coupling import choose_token, chosen_logprob, final_scores
 from wisp_plugin.edge_session import EdgeSession
 from wisp_plugin.home import default_draft_dir, default_target_dir
@@ -28,6 +29,7 @@ from wisp_plugin.wire import decode_commit
 from wisp_plugin.wire_values import Array, Parameter
 
 TIE = 1e-3  # scores closer than this may come out either way (DESIGN.md section 3)
+CLASSES = "tight=60000/10000, loose=90000/20000"  # SLOs that are met anywhere
 QUESTIONS = (
     "Explain in a few sentences why the sky is blue.",
     "Write a short poem about a lighthouse in winter.",
@@ -208,6 +210,21 @@ def session_tensor(session: str) -> dict[str, Array]:
 def ints(*values: int) -> Array:
     """An int32 vector."""
     return np.array(values, np.int32)
+
+
+# -- servers ----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def running(server: ServerProcess) -> Iterator[ServerProcess]:
+    """`server`, ready; killed at the end, which is not under test: an orderly one takes three seconds."""
+    try:
+        server.start()
+        server.wait_ready()
+        yield server
+    finally:
+        if server.running:
+            server.kill()
 
 
 # -- looking at a server ----------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from tests.integration.support import (
     Session,
     prompts,
     raw_stream,
+    running,
     session_tensor,
     thin_open,
     wait_until,
@@ -149,7 +150,7 @@ def test_generation_survives_a_kill_9_of_the_server(
 def test_a_full_server_says_so(make_own_server: ServerFactory) -> None:
     """Overload is a status with a time to come back, not an error; a place that becomes free is given away."""
     settings = {"max_sessions": 1, "target": str(hf_folder())}
-    with make_own_server(settings) as server, raw_stream(server.grpc_url) as stream:
+    with running(make_own_server(settings)) as server, raw_stream(server.grpc_url) as stream:
         first = Session.make(server.grpc_url, thin_open(prompts()[0][:4] % 300, 1_500, GREEDY))
         first.run(1)
         opening = {"op": "open", "protocol": 1, "max_new_tokens": 2}

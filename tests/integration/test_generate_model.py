@@ -21,7 +21,7 @@ import tritonclient.http
 
 from edge_runtime.tokenizer import Tokenizer
 from tests.integration.conftest import ServerFactory
-from tests.integration.support import TRITON_DTYPES, Judge, Session, thin_open, wait_until
+from tests.integration.support import TRITON_DTYPES, Judge, Session, running, thin_open, wait_until
 from triton_models.server_process import ServerProcess
 from wisp_plugin.home import default_draft_dir
 from wisp_plugin.messages import Sampling
@@ -260,7 +260,7 @@ def test_clients_that_hang_up_leave_no_session(server: ServerProcess) -> None:
 
 
 def test_without_a_verifier_it_says_so(make_own_server: ServerFactory) -> None:
-    with make_own_server(models=["wisp_generate"]) as server:
+    with running(make_own_server(models=["wisp_generate"])) as server:
         code, error = refusal(server)
         assert code == 400  # of every error of a model, says Triton
         assert error.startswith("unavailable: model 'wisp_verifier' cannot be reached, it has to be loaded too: ")

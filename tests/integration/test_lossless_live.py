@@ -21,6 +21,7 @@ from tests.integration.support import (
     prompts,
     raw_stream,
     run_together,
+    running,
     session_tensor,
     thin_open,
 )
@@ -168,7 +169,7 @@ def test_the_server_draws_a_session_when_it_is_empty(server: ServerProcess, judg
 def test_evicted_sessions_go_on_with_the_right_tokens(make_own_server: ServerFactory, judge: Judge) -> None:
     """12 blocks of 32 tokens hold three sessions of 120 tokens, but not of 129: one of them loses its KV."""
     texts = [np.tile(prompt, 10)[:120] for prompt in prompts()]
-    with make_own_server({"kv_tokens": 384, "kv_block_tokens": 32}) as server:
+    with running(make_own_server({"kv_tokens": 384, "kv_block_tokens": 32})) as server:
         # An SLO that is met anywhere: a session that is refused, and comes when the others have ended, evicts none.
         slo = Slo(ttft_ms=60_000.0, tpot_ms=5_000.0)
         opens = [dataclasses.replace(thin_open(text, NUM_TOKENS, SAMPLED), slo=slo) for text in texts]

@@ -10,7 +10,19 @@ import pytest
 
 from bench.live import Drafting, run_session
 from tests.integration.conftest import ServerFactory
-from tests.integration.support import GREEDY, Judge, RawStream, Session, prompts, raw_stream, thin_open, wait_until
+from tests.integration.support import (
+    CLASSES,
+    GREEDY,
+    Judge,
+    RawStream,
+    Session,
+    prompts,
+    raw_stream,
+    running,
+    thin_open,
+    wait_until,
+)
+from triton_models.server_process import ServerProcess
 from wisp_plugin.admission import LEAST_RETRY_S
 from wisp_plugin.errors import RequestRefused
 from wisp_plugin.messages import Commit, Open, Slo, Status
@@ -19,7 +31,6 @@ from wisp_plugin.wire_values import named_slo
 
 pytestmark = pytest.mark.integration
 NUM_TOKENS = 8
-CLASSES = "tight=60000/10000, loose=90000/20000"
 
 
 def open_of_class(name: str, num_tokens: int = NUM_TOKENS) -> Open:
@@ -33,33 +44,32 @@ def send_open(stream: RawStream, opened: Open) -> None:
     stream.send(tensors, **parameters)
 
 
-def test_a_class_is_asked_for_by_name(make_own_server: ServerFactory, judge: Judge) -> None:
-    with make_own_server({"slo_classes": CLASSES, "policy": "wisp", "max_load": 0}) as server:
-        for name in ("tight", "default"):
-            result = run_session(server.grpc_url, open_of_class(name), Drafting())
-            assert len(result.tokens) == NUM_TOKENS
-            judge.check(prompts()[0], result.tokens, GREEDY)
-        with pytest.raises(RequestRefused, match=r"parameter 'slo' is 'tihgt'; allowed: tight, loose$"):
-            run_session(server.grpc_url, open_of_class("tihgt"), Drafting())
-        both = {"tpot_ms": "100"}
-        with raw_stream(server.grpc_url) as stream:
-            parameters, tensors = encode_request(open_of_class("tight"))
-            stream.send(tensors, **parameters | both)
-            assert "'slo' and 'tpot_ms' exclude each other" in stream.error()
-        # Resuming means the same SLO: a class is no more and no less than its numbers under its name.
-        first = Session.make(server.grpc_url, open_of_class("tight", 200))
-        first.run(4)
-        other = dataclasses.replace(first.opened, slo=Slo(60_000.0, 10_000.0))
-        with pytest.raises(RequestRefused, match="with other parameters"):
-            run_session(server.grpc_url, other, Drafting())
-        first.client.close()
+def test_a_class_is_asked_for_by_name(server: ServerProcess, judge: Judge) -> None:
+    for name in ("tight", "default"):
+        result = run_session(server.grpc_url, open_of_class(name), Drafting())
+        assert len(result.tokens) == NUM_TOKENS
+        judge.check(prompts()[0], result.tokens, GREEDY)
+    with pytest.raises(RequestRefused, match=r"parameter 'slo' is 'tihgt'; allowed: tight, loose$"):
+        run_session(server.grpc_url, open_of_class("tihgt"), Drafting())
+    both = {"tpot_ms": "100"}
+    with raw_stream(server.grpc_url) as stream:
+        parameters, tensors = encode_request(open_of_class("tight"))
+        stream.send(tensors, **parameters | both)
+        assert "'slo' and 'tpot_ms' exclude each other" in stream.error()
+    # Resuming means the same SLO: a class is no more and no less than its numbers under its name.
+    first = Session.make(server.grpc_url, open_of_class("tight", 200))
+    first.run(4)
+    other = dataclasses.replace(first.opened, slo=Slo(60_000.0, 10_000.0))
+    with pytest.raises(RequestRefused, match="with other parameters"):
+        run_session(server.grpc_url, other, Drafting())
+    first.client.close()
 
 
 def test_an_overloaded_server_says_when_to_come_again_and_then_serves(
     make_own_server: ServerFactory, judge: Judge
 ) -> None:
     long = open_of_class("tight", 2_000)
-    with make_own_server({"slo_classes": CLASSES, "policy": "wisp", "max_load": 0.0001}) as server:
+    with running(make_own_server({"slo_classes": CLASSES, "policy": "wisp", "max_load": 0.0001})) as server:
         first = Session.make(server.grpc_url, long)
         goes_on = threading.Event()
         goes_on.set()
@@ -81,11 +91,11 @@ def test_an_overloaded_server_says_when_to_come_again_and_then_serves(
             assert 100 <= refusal.retry_after_ms <= 10_000
             # Our client waits as told, tries again and gets through: here when the load has gone.
             late = Session.make(server.grpc_url, open_of_class("loose"))
-            running = pool.submit(late.run)
+            waiting = pool.submit(late.run)
             wait_until(lambda: late.client._lost_since_s is not None, 20.0)
             assert not len(late.state.generated)
             goes_on.clear()
-            tokens = running.result(timeout=40.0)
+            tokens = waiting.result(timeout=40.0)
             busy.result(timeout=10.0)
         late.client.close()
         assert late.state.stats.num_reopened >= 1

@@ -10,7 +10,7 @@ import pytest
 
 from edge_runtime.transport import GrpcStream, TlsFiles
 from tests.integration.conftest import ServerFactory
-from tests.integration.support import prompts, thin_open
+from tests.integration.support import prompts, running, thin_open
 from tests.tiny_model import hf_folder
 from wisp_plugin.errors import TransportError
 
@@ -32,7 +32,7 @@ def test_a_session_over_tls(make_own_server: ServerFactory, certificate: tuple[P
     cert, key = certificate
     tls = ("--grpc-use-ssl=true", f"--grpc-server-cert={cert}", f"--grpc-server-key={key}")
     opened = thin_open(prompts()[0][:4] % 300, 6)
-    with make_own_server({"target": str(hf_folder())}, extra_args=tls) as server:
+    with running(make_own_server({"target": str(hf_folder())}, extra_args=tls)) as server:
         stream = GrpcStream(server.grpc_url, TlsFiles(ca=cert))
         stream.open(opened)
         commit = stream.receive(30.0)

@@ -1,15 +1,18 @@
 // All checks of the strategy against fakes of the server's symbols.
-//     harness [--fuzz NUM_REQUESTS]
+//     harness [--fuzz NUM_REQUESTS [--loads NUM_RANDOM_LOADS]]
 #include <unistd.h>
 
 #include <algorithm>
 #include <filesystem>
+#include <map>
 
 #include "check.h"
 
 int main(int argc, char** argv) {
-  const bool has_fuzz = argc == 3 && std::string(argv[1]) == "--fuzz";
-  const int num_requests = has_fuzz ? std::atoi(argv[2]) : 100'000;
+  std::map<std::string, int> options;
+  for (int i = 1; i + 1 < argc; i += 2) options[argv[i]] = std::atoi(argv[i + 1]);
+  const int num_requests = options.count("--fuzz") ? options["--fuzz"] : 100'000;
+  const int num_loads = options.count("--loads") ? options["--loads"] : std::min(400, num_requests / 250);
   const std::string folder =
       (std::filesystem::temp_directory_path() / ("wisp_harness_" + std::to_string(getpid()))).string();
   std::filesystem::create_directory(folder);
@@ -20,7 +23,7 @@ int main(int argc, char** argv) {
   check_decisions();
   check_first_seen();
   check_server_calls();
-  check_simulation(std::min(400, num_requests / 250));
+  check_simulation(num_loads);
   check_growth(folder);
   check_fuzz(num_requests);
   std::filesystem::remove_all(folder);
