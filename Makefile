@@ -80,10 +80,12 @@ bench: setup ## engine, e2e, lossless and the reduced matrix; BENCH_ARGS= runs t
 
 # Each benchmark prints its document as the last line. Nothing else should run on the machine meanwhile.
 # A missed target ends a benchmark with an error and is a result all the same: its document is kept.
-RESULTS := estimator scheduler classes prefix controller link plugin goodput sensitivity validate
+RESULTS := estimator scheduler classes prefix controller link plugin goodput sensitivity validate gateway generate
 classes_ARGS := --quick
 link_ARGS := --quick
 plugin_ARGS := --rounds 1 --seconds 15
+gateway_ARGS := --rounds 1 --first-bytes 80
+generate_ARGS := --prompts 2 --rounds 1
 sensitivity_COMMAND := goodput
 sensitivity_ARGS := --quick --sensitivity --systems centralized sled
 results: setup ## the benchmarks behind the README's table of parts (three hours on two cores); writes the table

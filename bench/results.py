@@ -61,6 +61,11 @@ def _on_h100(document: Document) -> str:
 
 
 
+def _replayed(document: Document) -> str:
+    gains = [format_cell(document[f"lookup_replay_greedy_{cost}"]) for cost in (0.05, 0.1, 0.2)]
+    return f"{' / '.join(gains)}; {format_cell(document['lookup_replay_worst'])}"
+
+
 def _validated(num_devices: int) -> Callable[[Document], str]:
     names = ("goodput", "commit_gap_ms", "commit_gap_p95_ms", "attainment")
     return _of("; ".join(f"{{{n}_simulated_{num_devices}}} / {{{n}_live_{num_devices}}}" for n in names))
@@ -124,6 +129,14 @@ ROWS = (
     Row("simulated / live with 32 emulated devices: goodput; median, p95 ms between commits; attainment", "validate",
         _validated(32), "10 % apart"),
     Row("the same with 128 devices", "validate", _validated(128), "10 % apart"),
+    Row("gateway: 32 streams against the same sessions without it; most / fewest tokens when the first one ends",
+        "gateway", _of("{throughput_ratio}; {fairness}"), ">= 0.9; <= 1.5", " --rounds 1 --first-bytes 80"),
+    Row("gateway: what it adds to the first byte; 2,000 fuzzed requests: internal errors", "gateway",
+        _of("{first_byte_cost_ms} ms; {internal_errors}"), "<= 3 ms; 0", " --rounds 1 --first-bytes 80"),
+    Row("`wisp_generate`, prompt lookup against none, live: questions / code / copying with a change", "generate",
+        _of("{lookup_questions} / {lookup_code} / {lookup_copy} times"), "pays", " --prompts 2 --rounds 1"),
+    Row("the same, replay of 51 greedy texts, a draft token costing 0.05 / 0.1 / 0.2 passes; slowest text", "generate",
+        _replayed, "pays; >= 0.98", " --prompts 2 --rounds 1"),
     Row("H100, real tritonserver, passes not recorded: sessions equal to the target alone / ties / mismatches",
         "lossless_cuda",
         lambda d: f"{d['sessions_equal']} of {d['sessions']} / {len(d['ties'])} / {d['mismatches']}", "all / - / 0",
