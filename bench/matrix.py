@@ -100,10 +100,10 @@ def _write(
     page.points([*assumptions(results[0].cell, timing, seeds), axes])
     for figure in ("goodput", "capacity"):
         page.heading(f"{figure.capitalize()}: WISP / best other")
-        columns = [f"{speeds}, {rtt:g} ms" for speeds in SPEEDS for rtt in _rtts(results)]
+        columns = [f"{speeds}, {rtt:g} ms" for speeds in _speeds(results) for rtt in _rtts(results)]
         rows = [(tpot, draft) for draft in DRAFTS for tpot in sorted({r.cell.tpot_passes for r in results})]
         rows = [row for row in rows if any((r.cell.tpot_passes, r.cell.draft) == row for r in results)]
-        values = [[_at(results, figure, *row, speeds, rtt) for speeds in SPEEDS for rtt in _rtts(results)]
+        values = [[_at(results, figure, *row, speeds, rtt) for speeds in _speeds(results) for rtt in _rtts(results)]
                   for row in rows]  # fmt: skip
         names = [f"{draft}, tpot x{tpot:g}" for tpot, draft in rows]
         path = folder / f"matrix-{figure}.png"
@@ -118,6 +118,10 @@ def _write(
     numbers = [(k, v) for k, v in figures.items() if isinstance(v, int | float) or v is None]
     page.table(("figure", "value"), numbers)
     page.write(folder / "matrix.html")
+
+
+def _speeds(results: Sequence[CellResult]) -> list[str]:
+    return [speeds for speeds in SPEEDS if any(r.cell.speeds == speeds for r in results)]
 
 
 def _rtts(results: Sequence[CellResult]) -> list[float]:
