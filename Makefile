@@ -84,6 +84,7 @@ RESULTS := estimator scheduler classes prefix controller link plugin goodput sen
 classes_ARGS := --quick
 link_ARGS := --quick
 plugin_ARGS := --rounds 1 --seconds 15
+goodput_ARGS := --together 3
 gateway_ARGS := --rounds 1 --first-bytes 80
 generate_ARGS := --prompts 2 --rounds 1
 sensitivity_COMMAND := goodput

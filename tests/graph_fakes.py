@@ -34,7 +34,7 @@ class FakeGraph(TorchDispatchMode):
 
 
 class FakeRecorder:
-    """A `Recorder` for a CPU; `fail_at` is the number of the graph whose recording fails."""
+    """A `Recorder` for a CPU; `fail_at` is the number of the graph that cannot be begun."""
 
     def __init__(self, fail_at: int | None = None) -> None:
         self.graphs: list[FakeGraph] = []
@@ -51,6 +51,7 @@ class FakeRecorder:
         return self.graphs[-1]
 
     def discard(self, graph: FakeGraph) -> None:
+        graph.capture_end()
         self.discarded.append(graph)
 
     def borrow(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -6,12 +6,14 @@ import functools
 import logging
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.graph_fakes import FakeRecorder
 from tests.test_torch_verifier import SAMPLED, folder, make_verifier, model_dirs, random_tokens  # noqa: F401
+from triton_models import torch_verifier
 from triton_models.pass_graphs import PassGraphs, record_passes
 from triton_models.target_model import forward, prepare
 from triton_models.torch_verifier import TorchVerifier
@@ -102,8 +104,42 @@ def test_a_recording_that_fails_is_ended_and_nothing_is_recorded(folder: Path, f
     target = verifier._target
     with pytest.raises(RuntimeError, match="capturing"):
         target.graphs.record(functools.partial(forward, target.model), target.device, recorder, SIZES)
+    assert recorder.discarded == []  # those that were begun have ended
+    assert target.graphs.sizes == ()
+    verifier.compute_logits(items_of([("a", 0, 5, 0)]))
+
+
+def test_a_model_that_fails_while_it_is_recorded_ends_the_recording(folder: Path) -> None:  # noqa: F811
+    verifier, recorder = make_verifier(folder), FakeRecorder()
+    target = verifier._target
+
+    def failing(input_ids: Any, positions: Any, attention: Any, keep: Any) -> torch.Tensor:
+        logits = forward(target.model, input_ids, positions, attention, keep)
+        if recorder.graphs:
+            raise RuntimeError("the model looks at a value")
+        return logits
+
+    with pytest.raises(RuntimeError, match="looks at a value"):
+        target.graphs.record(failing, target.device, recorder, SIZES)
     assert recorder.discarded == recorder.graphs[-1:]
     assert target.graphs.sizes == ()
+    verifier.compute_logits(items_of([("a", 0, 5, 0)]))
+
+
+def test_recorded_passes_make_room_for_kv(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:  # noqa: F811
+    target, made = recorded(folder)._target, []
+
+    class Scarce(torch_verifier.TorchVerifier):
+        def __init__(self, *arguments: Any) -> None:
+            made.append(target.graphs.sizes)
+            if target.graphs.sizes:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(torch_verifier, "TorchVerifier", Scarce)
+    monkeypatch.setattr(torch_verifier, "load_target", lambda _: target)
+    verifier = torch_verifier.load_verifier(VerifierConfig(kv_tokens=256))
+    assert made == [SIZES, ()]
     verifier.compute_logits(items_of([("a", 0, 5, 0)]))
 
 

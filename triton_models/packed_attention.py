@@ -205,7 +205,8 @@ def packed_attention(
 
     Raises ValueError without a pass, or for a kind of attention that this function does not compute.
     """
-    if packed_pass is None or attention_mask is not None:
+    # Compiled layers leave the pass alone: the compiler would make another version for every class of it.
+    if attention_mask is not None or (not torch.compiler.is_compiling() and packed_pass is None):
         raise ValueError("packed attention needs `packed_pass` and no attention mask")
     if sliding_window is not None or softcap is not None or s_aux is not None:
         raise ValueError("packed attention has no sliding window, no soft cap and no attention sinks")

@@ -12,11 +12,9 @@ another thread than the one that recorded before 2.13: pytorch/pytorch#123177.)
 
 from __future__ import annotations
 
-import gc
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -33,7 +31,6 @@ SIZES = (8, 16, 32, 64, 96, 128, 192, 256)
 ModelPass = Callable[[torch.Tensor, torch.Tensor, Attention, torch.Tensor], torch.Tensor]
 
 log = logging.getLogger(__name__)
-_broken: list[Any] = []  # graphs whose recording failed: the allocator goes on asking them whether they record
 
 
 class Graph(Protocol):
@@ -76,33 +73,41 @@ class _Piece:
 
 
 class _Recording:
-    """Stands in for a `PackedPass` while the model is recorded."""
+    """Stands in for a `PackedPass` while the model is recorded.
 
-    def __init__(self, recorder: Recorder) -> None:
+    One class also for the run before, in which kernels are compiled, chosen and loaded: compiled layers know it then,
+    and are not compiled once more while they are recorded.
+    """
+
+    def __init__(self, recorder: Recorder | None) -> None:
+        """`recorder` None: nothing is recorded, and attention gives zeros."""
         self.pieces: list[_Piece] = []
+        self.graph: Graph | None = None  # the one that is being recorded
         self._recorder = recorder
-        self.graph = recorder.begin()
+
+    def begin(self) -> None:
+        """Begin the next graph."""
+        assert self._recorder is not None
+        self.graph = self._recorder.begin()
+
+    def end(self) -> Graph:
+        """End the graph."""
+        graph, self.graph = self.graph, None
+        assert graph is not None
+        graph.capture_end()
+        return graph
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
     ) -> torch.Tensor:
         """End of one graph and begin of the next."""
         output = query.new_zeros(output_shape(query))  # part of the graph: padded rows are zeros in every replay
-        self.graph.capture_end()
-        query, key, value, place = map(self._recorder.borrow, (query, key, value, output))
-        self.pieces.append(_Piece(self.graph, layer, query, key, value, scaling, place))
-        self.graph = self._recorder.begin()
+        if self._recorder is not None:
+            graph = self.end()
+            query, key, value, place = map(self._recorder.borrow, (query, key, value, output))
+            self.pieces.append(_Piece(graph, layer, query, key, value, scaling, place))
+            self.begin()
         return output
-
-
-class _WarmUp:
-    """Stands in for a `PackedPass` in a run before the recorded one: kernels are compiled, chosen and loaded there."""
-
-    def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
-    ) -> torch.Tensor:
-        """Zeros."""
-        return query.new_zeros(output_shape(query))
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,15 +190,17 @@ def _record(model_pass: ModelPass, device: torch.device, recorder: Recorder, siz
     """One run to warm up, one that is recorded."""
     row, rows = (torch.zeros(shape, dtype=torch.int64, device=device) for shape in ((1, size), (size,)))
     inputs = _Inputs(row, row.clone(), rows)
-    model_pass(inputs.input_ids, inputs.positions, _WarmUp(), inputs.keep)
+    model_pass(inputs.input_ids, inputs.positions, _Recording(None), inputs.keep)
     recording = _Recording(recorder)
     try:
+        recording.begin()
         logits = model_pass(inputs.input_ids, inputs.positions, recording, inputs.keep)
-        recording.graph.capture_end()
+        last = recording.end()
     except BaseException:
-        recorder.discard(recording.graph)
+        if recording.graph is not None:
+            recorder.discard(recording.graph)
         raise
-    return _RecordedPass(inputs, recording.pieces, recording.graph, recorder.borrow(logits))
+    return _RecordedPass(inputs, recording.pieces, last, recorder.borrow(logits))
 
 
 def record_passes(graphs: PassGraphs, choice: str, record: Callable[[], None]) -> bool:
@@ -214,54 +221,3 @@ def record_passes(graphs: PassGraphs, choice: str, record: Callable[[], None]) -
         log.warning("%s: kernels are launched one by one, which is slower", line)
         return False
     return True
-
-
-class CudaRecorder:
-    """`Recorder` for a CUDA device. All graphs share one pool of memory: they run one after the other."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._pool = torch.cuda.graph_pool_handle()
-
-    @contextmanager
-    def aside(self) -> Iterator[None]:
-        """A stream of its own, as the default one cannot be recorded."""
-        gc.collect()  # not while recording: it could free what CUDA does not allow to be freed then
-        gc.disable()
-        try:
-            stream = torch.cuda.Stream(self._device)
-            stream.wait_stream(torch.cuda.current_stream(self._device))
-            with torch.cuda.stream(stream):
-                yield
-            torch.cuda.current_stream(self._device).wait_stream(stream)
-            torch.cuda.synchronize(self._device)
-            torch.cuda.empty_cache()  # what warming up took on that stream would be of no use to others
-        finally:
-            gc.enable()
-
-    def begin(self) -> Graph:
-        """See `Recorder`. Other threads may use the device meanwhile."""
-        graph = torch.cuda.CUDAGraph()
-        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-        return graph
-
-    def discard(self, graph: Graph) -> None:
-        """See `Recorder`. What fails at the end of a failed recording has been reported by then."""
-        try:
-            graph.capture_end()
-        except RuntimeError:
-            _broken.append(graph)
-            with suppress(Exception):  # a private function, and without it memory is only used less well
-                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
-
-    def borrow(self, tensor: torch.Tensor) -> torch.Tensor:
-        """See `Recorder`. NumPy-like memory has no bfloat16, so that the bits travel as an integer."""
-        bits = tensor.view({2: torch.int16, 4: torch.int32}[tensor.itemsize])
-        return torch.as_tensor(_Memory(bits), device=self._device).view(tensor.dtype)
-
-
-class _Memory:
-    """Memory by its address, for `torch.as_tensor`; it does not keep the tensor."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.__cuda_array_interface__ = tensor.__cuda_array_interface__

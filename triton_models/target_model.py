@@ -17,10 +17,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from triton_models.compiled import compile_layers
+from triton_models.cuda_recorder import CudaRecorder
 from triton_models.kv_cache import KvCache
 from triton_models.packed_attention import PACKED_ATTENTION, Attention, PackedPass, Span, build_pass, running
 from triton_models.packed_linear import can_pack, pack_linears
-from triton_models.pass_graphs import SIZES, CudaRecorder, PassGraphs, record_passes
+from triton_models.pass_graphs import SIZES, PassGraphs, record_passes
 from triton_models.torch_coupling import warm_up_choice
 from wisp_plugin.config import VerifierConfig
 from wisp_plugin.errors import ConfigError, ModelError
@@ -134,7 +135,10 @@ def _check_recorded(target: TargetModel, size: int) -> None:
     arguments = ((rows * 7919 % target.vocab_size)[None], rows[None], packed, rows)
     expected = forward(target.model, *arguments).float()
     for _ in range(2):
-        _check_logits(target, target.graphs.run(*arguments).float(), expected)
+        difference = target.graphs.run(*arguments).float() - expected
+        worst = float((difference.square().mean(-1) / expected.square().mean(-1).clamp_min(1e-12)).max().sqrt())
+        if not worst <= _TRIAL_TOLERANCE[target.dtype]:  # by row: padding gone wrong may hit a single one
+            raise RuntimeError(f"a replay of {num_rows} rows differs by {worst:.2g} from the same pass")
 
 
 def _trial(target: TargetModel, tokens: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ session, computed behind its cached ones.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,6 +21,8 @@ from wisp_plugin.kv_blocks import BlockPool
 from wisp_plugin.kv_pass import reserve
 from wisp_plugin.messages import PassItem, PassOutcome
 
+log = logging.getLogger(__name__)
+
 
 def load_verifier(config: VerifierConfig) -> TorchVerifier:
     """Load the target and allocate the KV memory that `config` asks for.
@@ -31,7 +34,17 @@ def load_verifier(config: VerifierConfig) -> TorchVerifier:
     if config.num_threads:
         torch.set_num_threads(config.num_threads)  # 0: torch's own choice, one per core
     pool = BlockPool(config.kv_tokens // config.kv_block_tokens, config.kv_block_tokens)
-    return TorchVerifier(load_target(config), pool)
+    target = load_target(config)
+    try:
+        return TorchVerifier(target, pool)
+    except torch.OutOfMemoryError:
+        if config.compile != "auto" or not target.graphs.sizes:
+            raise
+        log.warning("no memory for %d tokens of KV beside recorded passes: kernels are launched one by one, which is "
+                    "slower; fewer kv_tokens leave room", config.kv_tokens)  # fmt: skip
+        target.graphs.forget()
+    torch.cuda.empty_cache()
+    return TorchVerifier(target, pool)
 
 
 class TorchVerifier:

@@ -77,6 +77,7 @@ def shared_server(
     server.start()
     server.wait_ready()
     yield server
+    server.stop()  # in order, after all that it has been through
     next(making, None)
 
 
@@ -91,6 +92,7 @@ def unary_server(
     server.start()
     server.wait_ready()
     yield server
+    server.stop()  # in order, after all that it has been through
     next(making, None)
 
 

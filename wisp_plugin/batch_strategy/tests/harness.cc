@@ -1,5 +1,5 @@
 // All checks of the strategy against fakes of the server's symbols.
-//     harness [--fuzz NUM_REQUESTS [--loads NUM_RANDOM_LOADS]]
+//     harness [--fuzz NUM_REQUESTS] [--loads NUM_RANDOM_LOADS]
 #include <unistd.h>
 
 #include <algorithm>
@@ -10,7 +10,15 @@
 
 int main(int argc, char** argv) {
   std::map<std::string, int> options;
-  for (int i = 1; i + 1 < argc; i += 2) options[argv[i]] = std::atoi(argv[i + 1]);
+  for (int i = 1; i < argc; i += 2) {
+    const std::string name = argv[i];
+    const int number = i + 1 < argc ? std::atoi(argv[i + 1]) : 0;
+    if ((name != "--fuzz" && name != "--loads") || number < 1) {
+      std::fprintf(stderr, "harness: %s; allowed: --fuzz and --loads, each with a number above 0\n", name.c_str());
+      return 2;
+    }
+    options[name] = number;
+  }
   const int num_requests = options.count("--fuzz") ? options["--fuzz"] : 100'000;
   const int num_loads = options.count("--loads") ? options["--loads"] : std::min(400, num_requests / 250);
   const std::string folder =
