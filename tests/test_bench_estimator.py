@@ -20,7 +20,7 @@ def test_a_whole_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["estimator", "--target", str(tiny_model.hf_folder()), *options]) == 0
     out = capsys.readouterr().out
     document = json.loads(out.splitlines()[-1])
-    assert "Held-out passes: hf, float32, cpu" in out
+    assert f"Held-out passes: {tiny_model.hf_folder().name}, float32, cpu" in out
     assert document["coefficient_error"] <= 2
     assert document["error_after_doubling"] <= 15
     assert document["mape"] == document["mape_float32"] > 0
