@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -303,19 +303,23 @@ def test_one_request_too_many_is_overloaded(tokenizer: Tokenizer, server: FakeSe
 def test_who_has_been_answered_is_not_in_the_way(
     tokenizer: Tokenizer, server: FakeServer, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    close = FakeTransport.close
+    close, may_close = FakeTransport.close, threading.Event()
 
-    def slow_close(self: FakeTransport) -> None:
-        time.sleep(0.1)
+    def held_close(self: FakeTransport) -> None:
+        assert may_close.wait(5.0)
         close(self)
 
-    monkeypatch.setattr(FakeTransport, "close", slow_close)
+    monkeypatch.setattr(FakeTransport, "close", held_close)
 
     async def use(house: House) -> list[Reply]:
-        return [await house.post(path, {"inputs": "hello"}) for _ in range(3)]
+        first = await house.post(path, {"inputs": "hello"})
+        second = asyncio.ensure_future(house.post(path, {"inputs": "hello"}))
+        await house.until(lambda: house.sessions.num_waiting == 1)
+        may_close.set()
+        return [first, await second]
 
     replies = run(tokenizer, server, use, max_sessions=1, max_requests=1, server_wait_s=5.0)
-    assert [reply.status for reply in replies] == [200] * 3
+    assert [reply.status for reply in replies] == [200] * 2
 
 
 def test_who_waits_too_long_for_a_session_is_told(tokenizer: Tokenizer, server: FakeServer) -> None:

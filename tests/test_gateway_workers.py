@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import sys
 import threading
-import time
 import weakref
 from collections.abc import Iterator
 
@@ -13,18 +12,14 @@ import pytest
 
 from edge_runtime.drafting_thread import MAX_SWITCH_S, SWITCH_S, take_turns
 from edge_runtime.gateway.workers import Workers
+from tests.edge_fakes import wait_until
 
 WAIT_S = 5.0
 
 
-def until(num_threads: int) -> bool:
-    """Whether so many threads of workers are there soon."""
-    deadline_s = time.monotonic() + WAIT_S
-    while time.monotonic() < deadline_s:
-        if sum(thread.name == "wisp-session" for thread in threading.enumerate()) == num_threads:
-            return True
-        time.sleep(0.002)
-    return False
+def until(num_threads: int) -> None:
+    """Wait until there are so many threads of workers."""
+    wait_until(lambda: sum(thread.name == "wisp-session" for thread in threading.enumerate()) == num_threads)
 
 
 def test_a_thread_is_used_again_and_forgets_its_work() -> None:
@@ -41,14 +36,14 @@ def test_a_thread_is_used_again_and_forgets_its_work() -> None:
         session = Session()
         workers.run(session.work)
         assert session.done.wait(WAIT_S)
-        time.sleep(0.05)  # for the thread to be idle again
+        wait_until(lambda: bool(workers._idle))
     assert len(set(ran_in)) == 1
     kept = weakref.ref(session)
     del session
     gc.collect()
     assert kept() is None
     workers.close()
-    assert until(0)
+    until(0)
 
 
 def test_few_threads_are_kept_and_none_behind_close() -> None:
@@ -61,15 +56,15 @@ def test_few_threads_are_kept_and_none_behind_close() -> None:
     for _ in range(5):
         workers.run(work)
     started.wait(WAIT_S)
-    assert until(5)
+    until(5)
     go.set()
-    assert until(2)
+    until(2)
     workers.close()
-    assert until(0)
+    until(0)
     go.clear()
     workers.run(go.set)
     assert go.wait(WAIT_S)
-    assert until(0)
+    until(0)
 
 
 @pytest.fixture

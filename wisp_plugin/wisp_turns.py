@@ -143,4 +143,3 @@ class Turns:
         if is_crumb or (is_torn and not is_first):
             return 0, 0
         return min(size, num_uncached), max(0, size - num_uncached)
-

@@ -102,4 +102,3 @@ class Sessions:
         if self.running:
             log.warning("%d sessions have not ended within %g s", len(self.running), JOIN_S)
         self._workers.close()
-

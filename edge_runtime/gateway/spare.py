@@ -35,7 +35,7 @@ class Spare:
             if self._stream is not None or self._is_busy or self._is_closed:
                 return
             self._is_busy = True
-        stream = self._connect()
+        stream = self._connect()  # makes no connection yet
         try:
             with contextlib.suppress(WispError):
                 stream.prepare()
