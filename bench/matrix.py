@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.cells import DRAFTS, FULL_AXES, MEDIUM, REDUCED_AXES, SHORT, SPEEDS, Cell, Timing, cells
+from bench.cells import DRAFTS, FULL_AXES, MEDIUM, REDUCED_AXES, SHORT, Cell, Timing, cells
 from bench.comparison import chosen_kinds, compare
 from bench.comparison_command import assumptions, num_cores
 from bench.gpu_profile import DEFAULT
@@ -91,7 +91,7 @@ def run_cells(
 def _write(
     folder: Path, results: Sequence[CellResult], figures: dict[str, Any], timing: Timing, seeds: Sequence[int]
 ) -> None:
-    from bench import plots  # matplotlib is wanted for reports alone
+    from bench import matrix_plots  # matplotlib is wanted for reports alone
 
     page = Page("WISP against the best other system, cell by cell")
     page.text(DEFINITIONS, is_note=True)
@@ -100,14 +100,7 @@ def _write(
     page.points([*assumptions(results[0].cell, timing, seeds), axes])
     for figure in ("goodput", "capacity"):
         page.heading(f"{figure.capitalize()}: WISP / best other")
-        columns = [f"{speeds}, {rtt:g} ms" for speeds in _speeds(results) for rtt in _rtts(results)]
-        rows = [(tpot, draft) for draft in DRAFTS for tpot in sorted({r.cell.tpot_passes for r in results})]
-        rows = [row for row in rows if any((r.cell.tpot_passes, r.cell.draft) == row for r in results)]
-        values = [[_at(results, figure, *row, speeds, rtt) for speeds in _speeds(results) for rtt in _rtts(results)]
-                  for row in rows]  # fmt: skip
-        names = [f"{draft}, tpot x{tpot:g}" for tpot, draft in rows]
-        path = folder / f"matrix-{figure}.png"
-        picture = plots.heat_map(path, values, names, columns, f"{figure}, WISP / best other")
+        picture = matrix_plots.heat_map(folder / f"matrix-{figure}.png", results, figure)
         page.picture(picture, f"{figure.capitalize()} of WISP over that of the best other system; below 1 it loses")
         lost = figures[f"cells_lost_{figure}"]
         page.text(f"{len(lost)} of {len(results)} cells below 0.97." if lost else "No cell below 0.97.")
@@ -118,21 +111,3 @@ def _write(
     numbers = [(k, v) for k, v in figures.items() if isinstance(v, int | float) or v is None]
     page.table(("figure", "value"), numbers)
     page.write(folder / "matrix.html")
-
-
-def _speeds(results: Sequence[CellResult]) -> list[str]:
-    return [speeds for speeds in SPEEDS if any(r.cell.speeds == speeds for r in results)]
-
-
-def _rtts(results: Sequence[CellResult]) -> list[float]:
-    return sorted({r.cell.rtt_ms[0] for r in results})
-
-
-def _at(
-    results: Sequence[CellResult], figure: str, tpot: float, draft: str, speeds: str, rtt: float
-) -> float | None:
-    wanted = (tpot, draft, speeds, rtt)
-    for r in results:
-        if (r.cell.tpot_passes, r.cell.draft, r.cell.speeds, r.cell.rtt_ms[0]) == wanted:
-            return against_best(r, figure).value
-    return None

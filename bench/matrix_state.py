@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ def load_results(path: Path, key: str) -> dict[Cell, CellResult]:
         try:
             document = json.loads(line)
             found = document["key"] == key
-            result = _from_document(document) if found else None
+            result = result_of(document) if found else None
         except (ValueError, KeyError, TypeError) as error:
             if number == len(lines):
                 break  # the run was stopped while it wrote
@@ -91,7 +91,8 @@ def _drop_half_line(file: Any) -> None:
     file.truncate(file.read().rfind(b"\n") + 1)
 
 
-def _from_document(document: dict[str, Any]) -> CellResult:
+def result_of(document: Mapping[str, Any]) -> CellResult:
+    """A result from its JSON."""
     cell = document["cell"]
     return CellResult(
         Cell(cell["tpot_passes"], cell["speeds"], tuple(cell["rtt_ms"]), cell["draft"], cell["profile"]),
