@@ -23,6 +23,8 @@ from wisp_plugin.wire_values import named_slo
 
 T = TypeVar("T")
 LIMIT_S = 20.0
+TEXT = "the quick brown 🙂 fox"
+CHAT = [{"role": "user", "content": "hi"}]
 MAX_TOTAL_TOKENS = 256
 
 
@@ -209,3 +211,11 @@ def run(tokenizer: Tokenizer, server: FakeServer, use: Callable[[House], Awaitab
 
 
 LOST = TransportError("no server at HERE")
+
+
+def post(tokenizer: Tokenizer, server: FakeServer, path: str, body: Any, **options: Any) -> Reply:
+    return run(tokenizer, server, lambda house: house.post(path, body), **options)
+
+
+def generate(tokenizer: Tokenizer, server: FakeServer, path: str = "/generate", **parameters: Any) -> Reply:
+    return post(tokenizer, server, path, {"inputs": "hello", "parameters": parameters})
