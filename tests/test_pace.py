@@ -138,3 +138,8 @@ def test_figures_stay_sane_whatever_happens(events: list[tuple[str, float]]) -> 
             meter.on_lost()
         figures = dataclasses.asdict(meter.pace)
         assert all(value >= 0.0 for name, value in figures.items() if name != "arrivals_s")
+
+
+def test_a_round_that_took_no_time_by_the_clock_has_a_rate() -> None:
+    pace = Pace(draft_s=0.0, overhead_s=0.0, tokens_per_round=1.0)
+    assert math.isfinite(pace.tokens_per_s)

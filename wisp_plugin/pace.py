@@ -15,6 +15,7 @@ from wisp_plugin.messages import Commit, Origin
 _DRAFTING_MEMORY = 9  # draft tokens whose median is the drafting time: up to 4 of them may be outliers
 _ROUND_MEMORY = 0.85  # share of smoothed figures that a commit keeps
 _TRIP_MEMORY = 24  # commits among which the shortest way is looked for
+_LEAST_S = 1e-6  # of a round or a gap: a clock may tell the same time twice
 FIRST_GUESS_S = 0.05  # of a pass and of a round trip, before the first commit
 
 
@@ -41,7 +42,8 @@ class Pace:
     @property
     def tokens_per_s(self) -> float:
         """`sync`: committed tokens per second over the last rounds."""
-        return self.tokens_per_round / (self.drafted_per_round * self.draft_s + self.overhead_s)
+        round_s = self.drafted_per_round * self.draft_s + self.overhead_s
+        return self.tokens_per_round / max(round_s, _LEAST_S)
 
 
 class PaceMeter:
@@ -89,7 +91,7 @@ class PaceMeter:
             self._note_wait(max(0.0, now_s - before_s - measured_s))
             self._tokens = _ROUND_MEMORY * self._tokens + len(commit.tokens)
             self._gap_s = _ROUND_MEMORY * self._gap_s + now_s - before_s
-            pace.committed_per_s = self._tokens / max(self._gap_s, 1e-6)
+            pace.committed_per_s = self._tokens / max(self._gap_s, _LEAST_S)
         self._broke = breaks
         pace.wait_s = pace.wait_broken_s if breaks else pace.wait_alive_s
         sent_s = self._sent_for(commit)
