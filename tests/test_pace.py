@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.factories import ids, make_open
 from wisp_plugin.messages import Commit, Origin, Timing
-from wisp_plugin.pace import PaceMeter
+from wisp_plugin.pace import Pace, PaceMeter
 
 A, C, B, D = Origin.ACCEPTED, Origin.CORRECTION, Origin.BONUS, Origin.DECODED
 
