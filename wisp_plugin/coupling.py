@@ -90,8 +90,11 @@ def choose_token(logits: Floats, sampling: Sampling, position: int, context: Tok
 def count_accepted(draft: Tokens, chosen: Tokens) -> int:
     """Leading tokens of `draft` that equal the target's own (`chosen` may be longer by the bonus token)."""
     num_compared = min(len(draft), len(chosen))
-    differs = np.flatnonzero(draft[:num_compared] != chosen[:num_compared])
-    return int(differs[0]) if len(differs) else num_compared
+    if not num_compared:
+        return 0
+    differs = draft[:num_compared] != chosen[:num_compared]
+    first = int(differs.argmax())
+    return first if differs[first] else num_compared
 
 
 def chosen_logprob(logits: Floats, token: int) -> float:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from wisp_plugin.coupling import count_accepted
 from wisp_plugin.messages import Draft, Tokens
 
 # Acceptance before anything is known of a session, as so many draft tokens accepted and rejected, and how much
@@ -38,6 +39,10 @@ class DraftCounts:
     accepted: int = 0
     late: int = 0
     stale: int = 0
+
+    def copy(self) -> DraftCounts:
+        """The counts as they are now (`dataclasses.replace` takes eight times as long)."""
+        return DraftCounts(self.received, self.verified, self.accepted, self.late, self.stale)
 
 
 class DraftBuffer:
@@ -86,7 +91,7 @@ class DraftBuffer:
     def _extend(self, draft: Draft, num_committed: int) -> None:
         num_late = min(max(0, num_committed - draft.start), len(draft.tokens))
         self.counts.late += num_late
-        if not np.array_equal(draft.tokens[:num_late], self._tokens[draft.start : draft.start + num_late]):
+        if num_late and count_accepted(draft.tokens[:num_late], self._tokens[draft.start :]) < num_late:
             self.counts.stale += len(draft.tokens) - num_late
             self.drop()
             return
@@ -123,7 +128,7 @@ class DraftBuffer:
             return
         num_shared = min(len(committed), self.num_tokens)
         head = self._tokens[num_committed : num_committed + num_shared]
-        if np.array_equal(head, committed[:num_shared]):
+        if count_accepted(head, committed) == num_shared:
             self.num_tokens -= num_shared
         else:
             # Verified tokens, or the one that the target's own contradicts, are not stale: they were compared.

@@ -23,10 +23,11 @@ import numpy as np
 import numpy.typing as npt
 
 from wisp_plugin.controller import SpeculationController
+from wisp_plugin.coupling import count_accepted
 from wisp_plugin.draft_stats import DraftStats
 from wisp_plugin.edge_stats import EdgeStats
 from wisp_plugin.errors import TransportError
-from wisp_plugin.messages import Commit, Draft, Mode, Open, Origin, Status, Tokens
+from wisp_plugin.messages import Commit, Draft, Mode, Open, Status, Tokens
 from wisp_plugin.outbox import ACK_TOKENS, Outbox
 from wisp_plugin.pace import Pace, PaceMeter
 
@@ -66,6 +67,7 @@ class EdgeSession:
         `max_context_tokens`: what the draft model can stand behind (None: no limit); past it the server decodes alone.
         """
         self._opened = opened
+        self._is_sync = opened.mode is Mode.SYNC
         self.controller = controller
         self._meter = PaceMeter()
         self._outbox = Outbox(opened, message_tokens)
@@ -80,7 +82,7 @@ class EdgeSession:
         self._num_committed = len(opened.tokens)
         self._chain_end = self._num_committed
         self._draft_s = np.zeros(opened.end)
-        self._round_open = opened.mode is Mode.SYNC and self._num_committed > opened.prompt_len
+        self._round_open = self._is_sync and self._num_committed > opened.prompt_len
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -109,7 +111,7 @@ class EdgeSession:
         """What the client should do now."""
         if self.status is not Status.RUNNING:
             return Step.DONE
-        if self._opened.mode is Mode.SYNC:
+        if self._is_sync:
             if not self._round_open:
                 return Step.WAIT
             return Step.DRAFT if self._may_draft(now_s) else Step.SEND
@@ -131,7 +133,7 @@ class EdgeSession:
     def pace(self, now_s: float) -> Pace:
         """Measured times, as the controller sees them now."""
         pace = self._meter.pace
-        if self._opened.mode is Mode.FREE:
+        if not self._is_sync:
             way_s = pace.rtt_s / 2
             pace.arrivals_s = self._outbox.arrivals_s(self._num_committed, self._chain_end, way_s, now_s)
         return pace
@@ -178,7 +180,7 @@ class EdgeSession:
         self._round_open = False
         self.stats.num_messages += 1
         self.stats.num_sent += len(tokens)
-        if len(tokens) or self._opened.mode is Mode.SYNC:
+        if len(tokens) or self._is_sync:
             self._meter.on_sent(start + len(tokens), now_s)
         next_us = self._next_us(now_s) if len(tokens) else -1
         survival = self._survival(start) if len(tokens) else None
@@ -190,13 +192,12 @@ class EdgeSession:
 
     def _survival(self, start: int) -> npt.NDArray[np.uint8]:
         """Survival of the chain's tokens from position `start`, x 255."""
-        survival = np.array(self.controller.survival()[start - self._num_committed :])
-        scaled: npt.NDArray[np.uint8] = np.rint(255.0 * survival).astype(np.uint8)
-        return scaled
+        survival = self.controller.survival()[start - self._num_committed :]
+        return np.array([round(255.0 * probability) for probability in survival], np.uint8)
 
     def _next_us(self, now_s: float) -> int:
         """Time to draft what the next message will hold, by the median of the last times per token."""
-        if self._opened.mode is Mode.SYNC or not self._may_draft(now_s) or not self.controller.waits(self._meter.pace):
+        if self._is_sync or not self._may_draft(now_s) or not self.controller.waits(self._meter.pace):
             return -1
         num_tokens = min(self.message_tokens, self._draft_end - self._chain_end)
         return min(round(1e6 * num_tokens * self._meter.pace.draft_s), _MAX_NEXT_US)
@@ -219,10 +220,9 @@ class EdgeSession:
             return commit.tokens
         self._count(commit)
         num_shared = min(len(commit.tokens), len(self.chain))
-        differs = commit.tokens[:num_shared] != self.chain[:num_shared]
-        num_right = int(differs.argmax()) if differs.any() else num_shared
+        num_right = count_accepted(self.chain, commit.tokens)
         agrees = num_right == num_shared
-        is_kept = agrees and self._opened.mode is Mode.FREE
+        is_kept = agrees and not self._is_sync
         self._measure(commit, not is_kept or len(commit.tokens) > num_shared, now_s)
         self.controller.on_commit(num_right, not agrees, is_kept)
         self._tokens[commit.start : commit.end] = commit.tokens
@@ -232,16 +232,16 @@ class EdgeSession:
             self._outbox.on_rollback(commit.end)
             self._num_rollbacks += 1
         self._chain_end = max(self._chain_end, commit.end)
-        self._round_open = self._opened.mode is Mode.SYNC
+        self._round_open = self._is_sync
         return commit.tokens
 
     def _measure(self, commit: Commit, breaks: bool, now_s: float) -> None:
-        if self._opened.mode is Mode.SYNC:
+        if self._is_sync:
             self._meter.on_round(commit, len(self.chain), now_s)
         self._meter.on_commit(commit, breaks, now_s)
 
     def _count(self, commit: Commit) -> None:
-        if (commit.origin != Origin.DECODED).any():
+        if commit.origin.any():  # `Origin.DECODED` is 0
             self._outbox.on_verified()
         self.stats.on_commit(commit, self._draft_s[commit.start : commit.end])
 
@@ -251,5 +251,5 @@ class EdgeSession:
         """The message that starts the session, or resumes it on a new connection with all that was received."""
         self._outbox.on_reopened(self._num_committed)
         self._meter.on_lost()
-        self._round_open = self._opened.mode is Mode.SYNC and self._num_committed > self._opened.prompt_len
+        self._round_open = self._is_sync and self._num_committed > self._opened.prompt_len
         return dataclasses.replace(self._opened, tokens=self.committed.copy())

@@ -11,7 +11,6 @@ request, calls `on_failure` and stops.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 import math
@@ -192,7 +191,7 @@ class Engine:
             first = self._table.detach(opened.session, now_s)
             if first is not None:
                 end(first, known, Status.SUPERSEDED)
-            before = dataclasses.replace(known.drafts.counts)
+            before = known.drafts.counts.copy()
             catch_up = known.resume(opened, now_s)
             self.telemetry.on_drafts(before, known.drafts.counts)
         self._attach(known, reply)
@@ -205,7 +204,7 @@ class Engine:
 
     def _on_draft(self, draft: Draft, now_s: float) -> None:
         session = self._table.find(draft.session)
-        before = dataclasses.replace(session.drafts.counts)
+        before = session.drafts.counts.copy()
         session.on_draft(draft, now_s)
         self.telemetry.on_drafts(before, session.drafts.counts)
         self.scheduler.note(session)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from wisp_plugin.messages import Mode, Open
 from wisp_plugin.pace import Pace
 from wisp_plugin.send_window import SendWindow
@@ -30,7 +28,7 @@ class Outbox:
         self._message_cost_s = 0.0  # of the device's own time, smoothed
         self._has_sent = False  # any draft token ever
         self._told_idle = False  # the server knows that no drafts come
-        self._sent_s = np.zeros(opened.end)  # when each chain token left
+        self._sent_s = [0.0] * opened.end  # when each chain token left
         self._sent_end = self._acked = len(opened.tokens)  # end of what was sent; SEEN of the newest message
 
     def start(self, committed: int) -> int:
@@ -56,7 +54,7 @@ class Outbox:
     def arrivals_s(self, committed: int, chain_end: int, way_s: float, now_s: float) -> tuple[float, ...]:
         """Expected arrival at the server of each chain token, `way_s` away; what has not left would leave now."""
         start = self.start(committed)
-        sent: list[float] = (self._sent_s[committed:start] + way_s).tolist()
+        sent = [sent_s + way_s for sent_s in self._sent_s[committed:start]]
         return (*sent, *[now_s + way_s] * (chain_end - start))
 
     # -- what happens -------------------------------------------------------------------------------------------
@@ -64,7 +62,7 @@ class Outbox:
     def on_message(self, committed: int, chain_end: int, now_s: float) -> None:
         """All of the chain that had not left goes now, in one message."""
         start = self.start(committed)
-        self._sent_s[start:chain_end] = now_s
+        self._sent_s[start:chain_end] = [now_s] * (chain_end - start)
         self._sent_end, self._acked = chain_end, committed
         self._told_idle = chain_end == start
         self._has_sent |= chain_end > start

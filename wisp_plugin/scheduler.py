@@ -223,12 +223,11 @@ class Scheduler:
             session = self._sessions[item.session]
             waited_us = round(1e6 * max(0.0, started_s - session.newest_input_s))
             timing = Timing(waited_us, predicted_us, measured_us, len(plan.items))
-            commit = session.commit(item, outcome, timing, started_s + measured_s)
+            commit = session.commit(item, outcome, timing, started_s + measured_s, plan.price)
             session.has_place = True
             self.note(session)
             if commit is not None:
-                next_pass_s = max(0.0, session.turn_gap_s - measured_s)
-                commits.append(dataclasses.replace(commit, load_next_pass_s=next_pass_s, load_price=plan.price))
+                commits.append(commit)
         self._may_share = any(item.num_new_tokens - item.num_draft_tokens > 1 for item in plan.items)
         self.estimator.observe(plan_features(plan), measured_s)
         return commits

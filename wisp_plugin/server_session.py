@@ -164,10 +164,12 @@ class ServerSession:
             reason,
         )
 
-    def commit(self, item: PassItem, outcome: PassOutcome, timing: Timing, now_s: float) -> Commit | None:
+    def commit(
+        self, item: PassItem, outcome: PassOutcome, timing: Timing, now_s: float, price: float = 0.0
+    ) -> Commit | None:
         """Apply a pass: accepted draft tokens, then the target's own. None for a prefill chunk.
 
-        An accepted EOS and the length limit end the commit there.
+        An accepted EOS and the length limit end the commit there. `price`: that of the pass, for the client.
         """
         if item.is_prefill_chunk:
             self.num_cached = len(item.tokens)
@@ -182,7 +184,8 @@ class ServerSession:
         self._append(tokens, origin)
         self._note_turn(len(tokens), now_s)
         logprobs = None if outcome.logprobs is None else outcome.logprobs[: len(tokens)]
-        return Commit(self.id, start, tokens, origin, self.status, timing, logprobs)
+        next_pass_s = max(0.0, self.turn_gap_s - timing.measured_us / 1e6)
+        return Commit(self.id, start, tokens, origin, self.status, timing, logprobs, next_pass_s, price)
 
     def _note_turn(self, num_tokens: int, now_s: float) -> None:
         before_s = self.timeline.last_s

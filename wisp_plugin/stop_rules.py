@@ -11,7 +11,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 
 from wisp_plugin.controller import MAX_AHEAD, Chain
 from wisp_plugin.errors import ConfigError
@@ -205,7 +207,7 @@ def raises_rate(chain: Chain, pace: Pace) -> bool:
     return chain.expected(1) > max(pace.committed_per_s, 1.0 / pace.verify_s) * pace.draft_s
 
 
-def late_tokens(num_ahead: int, pace: Pace, now_s: float) -> list[bool]:
+def late_tokens(num_ahead: int, pace: Pace, now_s: float) -> Iterator[bool]:
     """For each of the next draft tokens behind a chain of `num_ahead`, while it is right: does a pass get there first?
 
     Passes follow each other; each commits the draft tokens that have arrived and one of the target's own. A few may go
@@ -213,22 +215,14 @@ def late_tokens(num_ahead: int, pace: Pace, now_s: float) -> list[bool]:
     once ahead stays there. Whoever gives up at the first late token never gets so far.
     """
     way_s, draft_s = pace.rtt_s / 2, pace.draft_s
-    first_s = now_s + way_s + draft_s
-    arrivals_s = [*pace.arrivals_s, *[first_s + k * draft_s for k in range(_LOOK_AHEAD)]]
-    num_tokens = len(arrivals_s)
-    is_late = [False] * num_tokens
-    arrivals_s.append(math.inf)
-    period_s = max(pace.verify_s + pace.wait_alive_s, 1e-3)
+    first_s, period_s = now_s + way_s + draft_s, max(pace.verify_s + pace.wait_alive_s, 1e-3)
     num_spared = _SPARED_PASSES if pace.num_in_pass > _FEW_SESSIONS else _SPARED_AMONG_FEW
     pass_s = pace.heard_s - way_s + pace.wait_s + num_spared * period_s
-    committed = arrived = 0
-    while committed < num_tokens:
-        while arrivals_s[arrived] <= pass_s and arrived < num_tokens:
-            arrived += 1
-        if arrived > committed:
-            committed = arrived
-        if committed < num_tokens:
-            is_late[committed] = True
-        committed += 1
-        pass_s += period_s
-    return is_late[num_ahead:]
+    is_committed = False  # whether the pass at `pass_s` has given its own token
+    chain_and_next = itertools.chain(pace.arrivals_s, (first_s + k * draft_s for k in range(_LOOK_AHEAD)))
+    for number, arrival_s in enumerate(chain_and_next):  # in the order of their arrival
+        if is_committed:
+            pass_s += period_s
+        is_committed = arrival_s > pass_s
+        if number >= num_ahead:
+            yield is_committed
