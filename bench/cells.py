@@ -85,7 +85,7 @@ class Timing:
     climbs: tuple[float, ...] = (1.4, 1.12)
 
 
-MEDIUM = Timing(24.0, 10.0, resolution=0.06, climbs=(1.25,))
+MEDIUM = Timing(resolution=0.06, climbs=(1.25,))
 SHORT = Timing(16.0, 6.0, resolution=0.06, climbs=(1.25,))
 MIX = Cell(0.0, "mixed", (10.0, 40.0), "mixed48")
 

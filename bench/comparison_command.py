@@ -27,7 +27,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add("--seeds", type=_positive, default=5, metavar="N", help="runs of everything with other sessions [5]")
     add("--seed", type=int, default=0, help="the first of them [0]")
     add("--systems", nargs="+", choices=list(SYSTEMS), default=[*BASELINES, *(k.name for k in ABLATIONS)])
-    add("--few", action="store_true", help="few settings of each system, shorter runs")
+    add("--few", action="store_true", help="few settings of each system, a coarser search")
     add("--quick", action="store_true", help="still shorter, with one seed: shows that it works")
     add("--jobs", type=_positive, default=num_cores(), metavar="N", help="processes [the cores]")
     add("--together", type=_positive, default=0, metavar="N",

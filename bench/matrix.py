@@ -42,8 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--cells", type=int, metavar="N", help="only the first N cells")
     add("--profile", default=DEFAULT, metavar="P", help=f"of bench/profiles, or a file [{DEFAULT}]")
     add("--drafts", nargs="+", choices=DRAFTS, help="only these traces")
-    add("--runs", choices=RUNS, help="length of each run: short ones begin in the wave of first prompts, and systems "
-        "that let prompts go first look better in them [short; long with --full]")  # fmt: skip
+    add("--runs", choices=RUNS, help="short: 16 s, which begin in the wave of first prompts, and systems "
+        "that let prompts go first look better in them; medium: 36 s; long: with a finer search too "
+        "[short; long with --full]")  # fmt: skip
     add("--seeds", type=int, default=1, metavar="N", help="runs of everything with other sessions [1]")
     add("--seed", type=int, default=0, help="the first of them [0]")
     add("--state", type=Path, metavar="FILE", help="finished cells, one JSON line each [$WISP_HOME/bench/matrix.jsonl]")
