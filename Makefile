@@ -56,8 +56,10 @@ test: setup lint $(VENV)/.browser ## everything that must hold: lint, types, uni
 	$(call say,unit tests)
 	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist worksteal \
 	  --ignore tests/integration --ignore tests/test_device_wheels.py $(PYTEST_ARGS)
-	$(call say,integration tests: one server after the other)
-	$(BIN)/python -m pytest tests/integration $(PYTEST_ARGS)
+	$(call say,integration tests: a server for each process)
+	$(BIN)/python -m pytest tests/integration -m "not alone" --numprocesses $(TEST_JOBS) --dist worksteal $(PYTEST_ARGS)
+	$(call say,integration tests that depend on time: one after the other)
+	$(BIN)/python -m pytest tests/integration -m alone $(PYTEST_ARGS)
 
 BATCHED := model_repository/wisp_verifier_batched
 plugin: ## batchstrategy.so, built with g++ alone and put into wisp_verifier_batched; TRITON_INCLUDE_DIR= to use Triton's

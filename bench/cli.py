@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "matrix": ("bench.matrix", "WISP / best other over SLO x draft speed x RTT x draft; --full can be stopped"),
     "load": ("bench.load", "open-loop load by hundreds of emulated devices on a real tritonserver"),
     "validate": ("bench.validate", "the simulator against that server: goodput, time between commits, attainment"),
+    "simulator": ("bench.simulator_speed", "seconds of one core for a minute of 50, 250 and 1,000 devices"),
     "plan": ("bench.planner", "capacity planner: how many devices, what attainment, what to change first"),
     "profile": ("bench.profile_shape", "profile of a model's shape on this device, by our verifier's real forward"),
     "gateway": ("bench.gateway", "the gateway against the same sessions without it: speed, first byte, fairness, fuzz"),

@@ -248,6 +248,13 @@ class TestCommands:
         assert len(document["curves"]["wisp"]) == 1  # type: ignore[index]
         assert {"goodput_vs_sled", "capacity_vs_centralized"} <= set(document["sensitivity"][0])  # type: ignore[index]
 
+    def test_simulator_speed(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["simulator", "--devices", "1", "3", "--seconds", "1.5"]) == 0
+        document = document_of(capsys.readouterr().out)
+        assert document["core_s_3"] > 0  # type: ignore[operator]
+        assert document["us_per_token_1"] > 0  # type: ignore[operator]
+        assert cli.main(["simulator", "--devices", "0"]) == 2
+
     def test_a_matrix_goes_on_where_it_was(
         self, tiny: None, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

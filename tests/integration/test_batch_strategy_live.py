@@ -23,7 +23,7 @@ from triton_models.server_process import ServerProcess
 from wisp_plugin.estimator import Costs
 from wisp_plugin.profile import Fingerprint, Measurement, Profile, save_profile
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.alone]
 
 FOLDER = Path(__file__).resolve().parents[2] / "wisp_plugin" / "batch_strategy"
 BUSY_S = 0.5

@@ -21,7 +21,7 @@ from triton_models.server_process import ServerProcess
 from wisp_plugin.draft_trace import DraftTrace
 from wisp_plugin.home import default_draft_dir
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.alone]
 ROOT = Path(__file__).resolve().parents[2]
 QUESTION = "Name three colours."
 NUM_TOKENS = 24

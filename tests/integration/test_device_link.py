@@ -22,7 +22,7 @@ from triton_models.server_process import ServerProcess
 from wisp_plugin.errors import TransportError
 from wisp_plugin.messages import Commit
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.alone]
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "a-token-of-this-device"
 DATA_LIMIT_MB = 512  # private memory; docs/devices.md names this figure

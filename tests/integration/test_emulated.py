@@ -13,7 +13,7 @@ from bench.load_options import Load, add_load_arguments
 from tests.integration.conftest import ServerFactory
 from triton_models.server_process import ServerFailed
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.alone]
 
 
 def make_load(num_devices: int, *words: str) -> Load:

@@ -30,7 +30,7 @@ from tests.tiny_model import hf_folder
 from triton_models.server_process import ServerProcess
 from wisp_plugin.messages import Commit, Mode, Status
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.alone]
 UNSCHEDULED_S = 1.0  # DESIGN.md section 6
 
 

@@ -28,7 +28,7 @@ from triton_models.server_process import ServerProcess
 from wisp_plugin.home import default_draft_dir
 from wisp_plugin.messages import Sampling
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.alone]
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "The capital of France is"
 CHAT = [{"role": "user", "content": QUESTIONS[0]}]

@@ -29,7 +29,7 @@ from wisp_plugin.messages import Commit, Open, Slo, Status
 from wisp_plugin.wire import encode_request
 from wisp_plugin.wire_values import named_slo
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.alone]
 NUM_TOKENS = 8
 
 

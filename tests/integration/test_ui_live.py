@@ -16,7 +16,7 @@ from tests.browser import browser, tab  # noqa: F401  (fixtures)
 from triton_models.processes import free_ports
 from triton_models.server_process import ServerProcess
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.alone]
 ROOT = Path(__file__).resolve().parents[2]
 QUESTION = "Explain in a few sentences why the sky is blue."
 NUM_TOKENS = 32
