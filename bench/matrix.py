@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.cells import DRAFTS, FULL_AXES, MEDIUM, REDUCED_AXES, SHORT, Cell, Timing, cells
+from bench.cells import BRIEF, DRAFTS, FULL_AXES, MEDIUM, REDUCED_AXES, Cell, Timing, cells
 from bench.comparison import chosen_kinds, compare
 from bench.comparison_command import assumptions, num_cores
 from bench.gpu_profile import DEFAULT
@@ -31,7 +31,7 @@ from bench.scheduler_systems import Lab
 from bench.systems import BASELINES, FEW, FULL
 from wisp_plugin.home import wisp_home
 
-RUNS = {"short": SHORT, "medium": MEDIUM, "long": Timing()}
+RUNS = {"short": BRIEF, "medium": MEDIUM, "long": Timing()}
 _FIRST = {1.05: 16, 1.1: 24, 1.5: 48, 2.0: 64, 4.0: 96}  # devices that a search begins with
 
 
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--cells", type=int, metavar="N", help="only the first N cells")
     add("--profile", default=DEFAULT, metavar="P", help=f"of bench/profiles, or a file [{DEFAULT}]")
     add("--drafts", nargs="+", choices=DRAFTS, help="only these traces")
-    add("--runs", choices=RUNS, help="short: 16 s, which begin in the wave of first prompts, and systems "
+    add("--runs", choices=RUNS, help="short: 12 s, which begin in the wave of first prompts, and systems "
         "that let prompts go first look better in them; medium: 36 s; long: with a finer search too "
         "[short; long with --full]")  # fmt: skip
     add("--seeds", type=int, default=1, metavar="N", help="runs of everything with other sessions [1]")

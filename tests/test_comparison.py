@@ -217,7 +217,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "asked", lambda args: (
             replace(MIX, draft="int4"), [FEW[0], FEW[4], WISP], Timing(2.0, 0.5, 0.2), [0, 1]))  # fmt: skip
     monkeypatch.setattr(goodput, "GRID", (2, 3))
-    monkeypatch.setattr(matrix, "SHORT", Timing(2.0, 0.5, 0.2))
+    monkeypatch.setitem(matrix.RUNS, "short", Timing(2.0, 0.5, 0.2))
     monkeypatch.setattr("bench.search.MOST_DEVICES", 4)
 
 

@@ -21,7 +21,7 @@ from triton_models.server_process import ServerProcess
 from wisp_plugin.draft_trace import DraftTrace
 from wisp_plugin.home import default_draft_dir
 
-pytestmark = [pytest.mark.integration, pytest.mark.alone]
+pytestmark = pytest.mark.integration
 ROOT = Path(__file__).resolve().parents[2]
 QUESTION = "Name three colours."
 NUM_TOKENS = 24
@@ -122,6 +122,7 @@ def test_an_edge_process_stays_small(server: ServerProcess) -> None:
     assert report["peak_mb"] <= RESIDENT_LIMIT_MB
 
 
+@pytest.mark.alone
 def test_help_answers_at_once() -> None:
     """Processor time counts, so that other work on the machine does not."""
     costs_s = []

@@ -28,7 +28,7 @@ from triton_models.server_process import ServerProcess
 from wisp_plugin.home import default_draft_dir
 from wisp_plugin.messages import Sampling
 
-pytestmark = [pytest.mark.integration, pytest.mark.alone]
+pytestmark = pytest.mark.integration
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "The capital of France is"
 CHAT = [{"role": "user", "content": QUESTIONS[0]}]
@@ -231,6 +231,7 @@ def test_stop_strings_over_token_borders_and_split_characters(hub: InferenceClie
 # -- many at once, hang-ups, a server that is away, anything as a body ------------------------------------------
 
 
+@pytest.mark.alone
 def test_many_streams_share_the_device(gateway: str, tokenizer: Tokenizer) -> None:
     """No error, nothing lost or doubled, and nobody far ahead of the others when the first one ends."""
     where = Address.of(gateway)
@@ -261,6 +262,7 @@ def test_many_streams_share_the_device(gateway: str, tokenizer: Tokenizer) -> No
     assert max(whole) / min(whole) < 1.5, sorted(whole)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("path", ["/generate", "/generate_stream"])
 def test_a_hang_up_frees_the_session(gateway: str, num_running: Any, path: str) -> None:
     body = json.dumps({"inputs": "Once upon a time", "parameters": {"max_new_tokens": 2000}})
@@ -270,6 +272,7 @@ def test_a_hang_up_frees_the_session(gateway: str, num_running: Any, path: str) 
     assert wait_until(lambda: num_running() == 0, 5.0) < 3.0
 
 
+@pytest.mark.alone
 def test_without_a_server(client: openai.OpenAI) -> None:
     nowhere = f"127.0.0.1:{free_ports().grpc}"
     with serving(nowhere, "--server-wait", "3", "--no-draft", "--max-requests", "1", "--max-sessions", "1") as url:
@@ -294,6 +297,7 @@ def test_without_a_server(client: openai.OpenAI) -> None:
         asyncio.run(two())
 
 
+@pytest.mark.alone
 @settings(
     max_examples=60, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
 )
@@ -304,6 +308,7 @@ def test_no_body_breaks_the_gateway(gateway: str, wanted: tuple[str, bytes]) -> 
     assert status in (200, 400, 422), (status, answer)
 
 
+@pytest.mark.alone
 def test_the_gateway_is_well_afterwards(gateway: str, num_running: Any) -> None:
     wait_until(lambda: num_running() == 0, 5.0)
     assert asyncio.run(request(Address.of(gateway), "GET", "/health"))[0] == 200
