@@ -82,11 +82,12 @@ bench: setup ## engine, e2e, lossless and the reduced matrix; BENCH_ARGS= runs t
 
 # Each benchmark prints its document as the last line. Nothing else should run on the machine meanwhile.
 # A missed target ends a benchmark with an error and is a result all the same: its document is kept.
-RESULTS := estimator scheduler classes prefix controller link plugin goodput sensitivity matrix validate gateway generate
+RESULTS := estimator scheduler classes prefix controller link plugin goodput sensitivity matrix simulator validate gateway generate
 classes_ARGS := --quick
 link_ARGS := --quick
 plugin_ARGS := --rounds 1 --seconds 15
 goodput_ARGS := --together 3
+matrix_ARGS := --runs medium
 gateway_ARGS := --rounds 1 --first-bytes 80
 generate_ARGS := --prompts 2 --rounds 1
 sensitivity_COMMAND := goodput

@@ -25,7 +25,7 @@ from bench.comparison_command import assumptions, num_cores
 from bench.gpu_profile import DEFAULT
 from bench.html_report import DEFINITIONS, Page
 from bench.matrix_figures import TABLE_COLUMNS, against_best, matrix_figures, table_rows
-from bench.matrix_state import CellResult, append_result, key_of, load_results
+from bench.matrix_state import CellResult, append_result, key_of, load_results, same_to
 from bench.report import Progress, finish, format_cell, print_table
 from bench.scheduler_systems import Lab
 from bench.systems import BASELINES, FEW, FULL
@@ -81,8 +81,9 @@ def run_cells(
     with Lab(jobs) as lab, Progress(len(wanted), "matrix") as progress:
         for cell in wanted:
             if cell not in done:
-                found = compare(lab, cell, systems, timing, seeds, first=_FIRST.get(cell.tpot_passes, 32))
-                done[cell] = CellResult.of(cell, found.bests)
+                asked = [kind for kind in systems if not same_to(kind, cell, done.values())]
+                found = compare(lab, cell, asked, timing, seeds, first=_FIRST.get(cell.tpot_passes, 32))
+                done[cell] = CellResult.of(cell, found.bests).filled_up(systems, done.values())
                 append_result(path, key, done[cell])
             ratio = against_best(done[cell], "goodput")
             progress.step(note=f"{cell.name}: {format_cell(ratio.value)} of {ratio.other}")

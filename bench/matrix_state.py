@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,18 @@ class CellResult:
     goodput: dict[str, list[float]]
     settings: dict[str, tuple[str, str]]  # of capacity and peak, first seed
 
+    def of_system(self, name: str) -> tuple[list[float], list[float], tuple[str, str]]:
+        """Capacity, goodput and settings of a system."""
+        return self.capacity[name], self.goodput[name], self.settings[name]
+
+    def filled_up(self, kinds: Sequence[Kind], others: Iterable[CellResult]) -> CellResult:
+        """With all of `kinds`, in their order: what is missing is taken from cells that are the same to it."""
+        found = {name: self.of_system(name) for name in self.capacity}
+        found |= {kind.name: same.of_system(kind.name) for kind in kinds
+                  if kind.name not in found and (same := same_to(kind, self.cell, others))}  # fmt: skip
+        columns = [{kind.name: found[kind.name][i] for kind in kinds} for i in range(3)]
+        return replace(self, capacity=columns[0], goodput=columns[1], settings=columns[2])  # type: ignore[arg-type]
+
     @classmethod
     def of(cls, cell: Cell, bests: dict[str, list[Best]]) -> CellResult:
         """From what a comparison found."""
@@ -40,6 +52,12 @@ class CellResult:
             {name: [b.peak_goodput for b in own] for name, own in bests.items()},
             {name: (own[0].capacity_setting, own[0].peak_setting) for name, own in bests.items()},
         )
+
+
+def same_to(kind: Kind, cell: Cell, results: Iterable[CellResult]) -> CellResult | None:
+    """A finished cell that differs from `cell` in nothing that the system sees, if there is one."""
+    unseen = {name: getattr(cell, name) for name in ("speeds", "draft") if name not in kind.sees}
+    return next((r for r in results if kind.name in r.capacity and replace(r.cell, **unseen) == cell), None)
 
 
 def key_of(timing: Timing, seeds: Sequence[int], kinds: Sequence[Kind]) -> str:

@@ -74,6 +74,14 @@ class Kind:
     name: str
     settings: Sequence[Setting]
 
+    @property
+    def sees(self) -> tuple[str, ...]:
+        """Fields of a cell, beside SLO, link and profile, that make a difference to the system: without drafts neither
+        the devices nor the draft does, with drafts made on the server the draft alone."""
+        if all(setting.rule == NO_DRAFTS for setting in self.settings):
+            return ()
+        return ("draft",) if all(setting.on_server for setting in self.settings) else ("speeds", "draft")
+
     def only(self, setting: Setting) -> Kind:
         """The system with one setting."""
         return replace(self, settings=(setting,))

@@ -20,9 +20,9 @@ from bench.gpu_cost import unloaded_pass_s
 from bench.gpu_profile import DEFAULT, NORMS, QWEN3_06B, QWEN3_32B, derive, find_profile, is_derived, kv_tokens
 from bench.intervals import mean_interval, ratio_interval
 from bench.matrix_figures import against, against_best, matrix_figures
-from bench.matrix_state import CellResult, append_result, key_of, load_results
+from bench.matrix_state import CellResult, append_result, key_of, load_results, same_to
 from bench.scheduler_systems import Lab
-from bench.search import Best, Search
+from bench.search import Best, Search, measure_in
 from bench.simulator import simulate
 from bench.systems import ABLATIONS, FEW, FULL, SYSTEMS, WISP, Kind, Setting
 from wisp_plugin.controller import Chain
@@ -224,6 +224,35 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 def document_of(output: str) -> dict[str, object]:
     """The last line of a command."""
     return dict(json.loads(output.splitlines()[-1]))
+
+
+class TestSharedCells:
+    """A matrix takes from a finished cell what is the same there; it has to be the same to the last digit."""
+
+    def test_a_system_sees_no_more_than_it_says(self) -> None:
+        cell = Cell(1.5, "slow", (20.0, 20.0), "int4")
+        others = {"speeds": replace(cell, speeds="fast"), "draft": replace(cell, draft="int8")}
+        for kind in FEW:
+            figures = {name: measure_in(c, Timing(4.0, 1.0), 0)(kind.settings[-1], 4)
+                       for name, c in {"": cell, **others}.items()}  # fmt: skip
+            for name in others:
+                assert (figures[name] == figures[""]) == (name not in kind.sees), (kind.name, name)
+
+    def test_what_is_missing_comes_from_a_cell_that_is_the_same(self) -> None:
+        cell = Cell(1.5, "slow", (20.0, 20.0), "int4")
+        names = [kind.name for kind in (*FEW, WISP)]
+        first = CellResult(cell, {n: [1.0] for n in names}, {n: [2.0] for n in names}, {n: ("a", "b") for n in names})
+        other, colocated = replace(cell, draft="int8"), FEW[4]
+        assert same_to(FEW[0], other, [first]) is first
+        assert same_to(colocated, other, [first]) is None
+        assert same_to(colocated, replace(cell, speeds="fast"), [first]) is first
+        assert same_to(WISP, replace(cell, rtt_ms=(5.0, 5.0)), [first]) is None
+        own = CellResult(other, {"wisp": [5.0], "colocated": [4.0]}, {"wisp": [6.0], "colocated": [3.0]},
+                         {"wisp": ("c", "d"), "colocated": ("e", "f")})  # fmt: skip
+        kinds = [FEW[0], colocated, WISP]
+        whole = own.filled_up(kinds, [first])
+        assert list(whole.capacity.items()) == [("centralized", [1.0]), ("colocated", [4.0]), ("wisp", [5.0])]
+        assert (whole.goodput["centralized"], whole.settings["centralized"]) == ([2.0], ("a", "b"))
 
 
 class TestCommands:
