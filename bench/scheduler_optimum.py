@@ -104,6 +104,7 @@ def random_candidates(random: np.random.Generator) -> Candidates:
         ready_s=np.zeros(num),
         opened_s=np.zeros(num),
         tokens_per_turn=np.ones(num),
+        num_turns=np.full(num, 50.0),
         is_lost=(random.random(num) < 0.05).astype(np.float64),
         survival=survival,
         **dict.fromkeys(_OF_HOLDING, np.zeros(num)),

@@ -56,6 +56,7 @@ def candidates(draw: st.DrawFn) -> Candidates:
         worth_gain=column(st.sampled_from([0.0, 3.0])),
         is_new_chain=column(st.sampled_from([0.0, 1.0])),
         is_sync=column(st.sampled_from([0.0, 0.0, 1.0])),
+        num_turns=column(st.sampled_from([0.0, 1.0, 50.0])),
     )
 
 

@@ -70,6 +70,15 @@ class TestBudget:
         assert budget.seconds(one_hopeless, nobody) == pytest.approx(TIGHT_S)
         assert budget.seconds(lost, ~nobody) == math.inf
 
+    def test_newcomers_are_expected_to_get_what_others_get(self) -> None:
+        budget, nobody = PassBudget(Estimator(LINEAR), P), np.zeros(3, bool)
+        some = make_candidates(3, tpot_s=TIGHT_S, tokens_per_turn=[1.0, 3.0, 4.0], num_turns=[2, 50, 60])
+        assert budget.seconds(some, nobody) == pytest.approx(3.0 * TIGHT_S)
+        slow = make_candidates(3, tpot_s=TIGHT_S, tokens_per_turn=[1.0, 3.0, 4.0], num_turns=50)
+        assert budget.seconds(slow, nobody) == pytest.approx(TIGHT_S)
+        all_young = make_candidates(3, tpot_s=TIGHT_S, tokens_per_turn=[1.0, 3.0, 4.0], num_turns=1)
+        assert budget.seconds(all_young, nobody) == pytest.approx(TIGHT_S)
+
     def test_many_prompts_lately_make_the_pace_of_all_slower(self) -> None:
         """Twenty sessions at 14 ms per token: decoding alone fits; with four prompt tokens to each it does not."""
         c = make_candidates(20, tpot_s=TIGHT_S)
@@ -102,12 +111,15 @@ class TestOrder:
         assert parts(take(c, 0.0115)) == [(0, 1, 0)]
         assert parts(take(c.only(np.array([1])), 0.001)) == [(0, P.prefill_tokens, 0)]
 
-    def test_lost_sessions_and_late_first_tokens_come_last(self) -> None:
+    def test_lost_sessions_come_last_and_late_first_tokens_before_what_is_far_ahead(self) -> None:
         c = make_candidates(
-            3, num_uncached=[1, 40, 1], needed_s=[0.1, 0.2, 5.0], is_lost=[1.0, 0.0, 0.0], num_cached=[9.0, 0.0, 9.0]
-        )
+            4, num_uncached=[1, 40, 1, 1], needed_s=[0.1, 0.2, 1.5, 5.0], tpot_s=0.1, is_lost=[1.0, 0.0, 0.0, 0.0],
+            num_cached=[9.0, 0.0, 9.0, 9.0],
+        )  # fmt: skip
         assert parts(take(c, 0.01015)) == [(2, 1, 0)]
-        assert parts(take(c, 0.01015, must_s=[0.5, np.inf, np.inf])) == [(0, 1, 0)]
+        assert parts(take(c, 0.01415)) == [(1, 40, 0), (2, 1, 0)]
+        assert parts(take(c, 0.01425)) == [(1, 40, 0), (2, 1, 0), (3, 1, 0)]
+        assert parts(take(c, 0.01015, must_s=[0.5, np.inf, np.inf, np.inf])) == [(0, 1, 0)]
 
     def test_doubtful_drafts_give_way_when_there_is_no_room_for_all(self) -> None:
         c = make_candidates(2, [0.9, 0.3], needed_s=[1.01, 1.02])

@@ -20,7 +20,7 @@ Bools = npt.NDArray[np.bool_]
 _COLUMNS = (
     "num_cached", "num_uncached", "num_buffered", "needed_s", "tpot_s", "next_draft_s", "ready_s", "tokens_per_turn",
     "is_lost", "opened_s", "draft_gap_s", "acceptance", "way_s",
-    "worth_tokens", "worth_gain", "is_new_chain", "is_sync",
+    "worth_tokens", "worth_gain", "is_new_chain", "is_sync", "num_turns",
 )  # fmt: skip
 _FIRST_ROWS = 64
 
@@ -35,7 +35,8 @@ class Candidates:
     are expected (inf: none are on the way), `ready_s` since when the session could have run, `is_lost` 1 if its SLO
     cannot be met any more. `draft_gap_s`: between its draft messages, `acceptance`: of its draft tokens, `way_s`: half
     a round trip, as far as they are known; `worth_tokens` and `worth_gain`: what is waited for behind a rejection (see
-    `ServerSession`), `is_new_chain` 1 if the last commit left no draft chain; `is_sync` 1 in mode `sync`.
+    `ServerSession`), `is_new_chain` 1 if the last commit left no draft chain; `is_sync` 1 in mode `sync`;
+    `num_turns`: passes that have given it tokens.
     """
 
     rows: Ints
@@ -56,6 +57,7 @@ class Candidates:
     worth_gain: Floats
     is_new_chain: Floats
     is_sync: Floats
+    num_turns: Floats
     survival: Floats
 
     def __len__(self) -> int:
@@ -125,6 +127,7 @@ class Roster:
             session.worth_gain,
             session.drafts.is_new(session.num_committed),
             session.opened.mode is Mode.SYNC,
+            session.num_turns,
         )
         if num_buffered:
             self._survival[row, :num_buffered] = session.drafts.survival(session.num_committed)

@@ -51,6 +51,7 @@ class ServerSession:
         self.num_acked = len(opened.tokens)
         self.num_committed = 0
         self.tokens_per_turn = 1.0  # committed, smoothed
+        self.num_turns = 0  # passes that gave it tokens
         self.turn_gap_s = 0.0  # from turn to turn, smoothed
         self.timeline = Timeline(opened.slo, now_s)
         self._tokens = np.empty(opened.end, np.int32)
@@ -189,6 +190,7 @@ class ServerSession:
 
     def _note_turn(self, num_tokens: int, now_s: float) -> None:
         before_s = self.timeline.last_s
+        self.num_turns += 1
         if before_s is not None:
             gap_s = now_s - before_s
             self.turn_gap_s = gap_s + _TURN_MEMORY * (self.turn_gap_s - gap_s) if self.turn_gap_s else gap_s

@@ -48,10 +48,19 @@ class PassBudget:
         runs = np.flatnonzero(~is_prefill & (c.is_lost == 0))
         if not len(runs):
             return math.inf
-        turn_s = c.tpot_s[runs] * c.tokens_per_turn[runs]  # what a turn is worth in time
+        turn_s = c.tpot_s[runs] * self._tokens_per_turn(c, runs)  # what a turn is worth in time
         pace_s = self._pace_s(c, runs, turn_s)
         helped_s = turn_s[turn_s >= self._parameters.lost_pace * pace_s]
         return max(pace_s, float(helped_s.min())) if len(helped_s) else math.inf
+
+    def _tokens_per_turn(self, c: Candidates, runs: Ints) -> Floats:
+        """Committed tokens per turn; of a session that has had few turns at least what the others have usually, or each
+        newcomer would hold passes down to the time of one token."""
+        is_young = c.num_turns[runs] < self._parameters.young_turns
+        own = c.tokens_per_turn[runs]
+        if not is_young.any() or is_young.all():
+            return own
+        return np.where(is_young, np.maximum(own, np.median(own[~is_young])), own)
 
     def _pace_s(self, c: Candidates, runs: Ints, turn_s: Floats) -> float:
         """Mean seconds of a pass if every session gets just what its SLO asks for: those that run take part as often

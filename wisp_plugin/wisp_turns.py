@@ -55,10 +55,11 @@ class Turns:
         return must, due[~fits]
 
     def _order(self, c: Candidates, is_prefill: Bools, must_s: Floats, has_no_room: Ints, now_s: float) -> Ints:
-        """Everybody, in the order of need. A first token that is late already makes nobody else late, and nobody
-        overtakes those who would have to take part and have no room."""
-        rank = ((c.is_lost > 0) | (is_prefill & (c.needed_s < now_s))).astype(np.int64)
-        needed_s = c.needed_s.copy()
+        """Everybody, in the order of need. A first token that is late already makes nobody else late, but comes before
+        what is far ahead; and nobody overtakes those who would have to take part and have no room."""
+        rank = (c.is_lost > 0).astype(np.int64)
+        is_late = is_prefill & (c.needed_s < now_s)
+        needed_s = np.where(is_late, now_s + self._parameters.late_first_tokens * c.tpot_s, c.needed_s)
         rank[has_no_room], needed_s[has_no_room] = -1, must_s[has_no_room]
         order: Ints = np.lexsort((needed_s, rank))
         return order
