@@ -36,7 +36,7 @@ def main(args: argparse.Namespace) -> int:
     cell, kinds, timing, seeds = asked(args)
     with Lab(args.jobs) as lab:
         comparison = compare(lab, cell, kinds, timing, seeds, wants_peak=False, together=args.together)
-        checked = [] if args.no_check else _checked(lab, cell, timing, comparison)
+        checked = [] if args.no_check else _checked(lab, cell, timing, comparison, args.seed)
     print("\n".join(["", *assumptions(cell, timing, seeds)]))
     print_table("Capacity, each system at its best", SUMMARY_COLUMNS, summary_rows(comparison))
     if checked:
@@ -50,10 +50,10 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def _checked(lab: Lab, cell: Cell, timing: Timing, comparison: Comparison) -> list[dict[str, Any]]:
+def _checked(lab: Lab, cell: Cell, timing: Timing, comparison: Comparison, seed: int) -> list[dict[str, Any]]:
     """The analytic check near the capacity of co-located speculation."""
     colocated = comparison.bests.get("colocated")
-    return check(lab, cell, timing, 0, max(8, colocated[0].capacity)) if colocated else []
+    return check(lab, cell, timing, seed, max(8, colocated[0].capacity)) if colocated else []
 
 
 def _write(

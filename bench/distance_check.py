@@ -54,7 +54,7 @@ def rows_of(results: Sequence[dict[str, Any]]) -> list[list[Any]]:
 
 def _check_one(asked: _Asked) -> dict[str, Any]:
     rule = RuleSpec("fixed", asked.length)
-    on_server = Setting("colocated", "continuous", rule, 96, on_server=True)
+    on_server = Setting("colocated", "continuous", rule, 192, on_server=True)
     edge = replace(on_server, system="edge", on_server=False)
     base = asked.cell.scenario(asked.timing, asked.seed)
     paid = on_server.serve(base, asked.cell.draft)

@@ -2,9 +2,10 @@
 
 Capacity: the usual setting is bisected first. Any other setting has to hold more devices than the best so far, which
 one run tells; only if it does is it followed upwards. So every setting of the sweep is tried, and few runs are long
-ones. Peak goodput: every setting is tried at the number of devices that gave the most so far, and the best one climbs
-from there, up or down, first in large steps, then in small ones. Both assume that attainment falls with the number of
-devices and that goodput has one peak; runs are random in their sessions, so both hold to a few percent with one seed.
+ones. Peak goodput: every setting is tried at the number of devices that gave the most so far; the best one is tried
+with far fewer and far more devices too (beyond its capacity goodput may have a second peak) and climbs from the best of
+these, up or down, first in large steps, then in small ones. Attainment is taken to fall with the number of devices.
+Runs are random in their sessions, so all this holds to a few percent with one seed.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ Measure = Callable[[Setting, int], Figures]
 ATTAINMENT = 0.95
 MOST_DEVICES = 1024
 _GAIN = 1.003  # a step that brings less is none
+_FAR = (0.7, 1.4, 2.0)  # of the number of devices of the most goodput so far: where another peak is looked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,9 @@ class Search:
         """Devices and setting of the most goodput. Call it behind `capacity`."""
         for setting in kind.settings:
             self.run(setting, self._leader()[1])
+        leading, at = self._leader()
+        for factor in _FAR:
+            self.run(leading, min(max(1, round(factor * at)), self._most))
         for factor in self._climbs:
             self._climb(factor)
         for setting in kind.settings if len(self._climbs) > 1 else ():  # the peak has moved: once more

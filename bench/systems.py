@@ -1,10 +1,10 @@
 """The systems that are compared, and what may be tuned about each of them (issue: every baseline at its best).
 
-    centralized    continuous batching, no edge (Orca, vLLM, with chunked prefill)
+    centralized    continuous batching, no edge (Orca, vLLM, with chunked prefill), decodes first or in turn
     sled           `sync`, drafting to a confidence threshold, FIFO static batches (arXiv 2506.09397)
     published      WISP as published: `sync`, drafting to the predicted rejection, SLO-aware batches (2601.11652)
     slo-central    policy `wisp` without drafts: what scheduling alone brings
-    colocated      continuous batching, drafts made on the server at its cost
+    colocated      drafts made on the server at its cost; continuous batching, or earliest deadline first
     fixed-edf      `free`, a fixed draft length, earliest deadline first
     wisp           `free`, `price`, `wisp`: ours, one set of constants everywhere
     wisp-*         ours without its controller, without its scheduler, without holding
@@ -16,6 +16,7 @@ A setting is a `Setting`; `Kind` lists those of a system, the usual one first. A
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +26,7 @@ from bench.baseline_rules import ControllerOf, RuleSpec
 from bench.gpu_profile import QWEN3_06B, draft_step_costs, kv_tokens
 from bench.simulator import Scenario
 from wisp_plugin.messages import Mode
+from wisp_plugin.policies import Continuous
 from wisp_plugin.wisp_policy import Wisp, WispParameters
 
 WHOLE = 2048  # tokens of a pass: no prompt of the workload is longer
@@ -43,6 +45,7 @@ class Setting:
     mode: Mode = Mode.FREE
     batch: tuple[int, float] | None = None
     on_server: bool = False
+    decodes_first: bool = False  # `continuous`: prefill gets what running sessions leave of a pass
     parameters: WispParameters | None = None
 
     def serve(self, base: Scenario, draft: str) -> Scenario:
@@ -52,7 +55,7 @@ class Setting:
             engine |= {"static_batch_sessions": self.batch[0], "static_batch_wait_ms": self.batch[1]}
         return replace(
             base,
-            policy=partial(Wisp, parameters=self.parameters) if self.parameters else self.policy,
+            policy=self._policy(),
             mode=self.mode,
             controller=ControllerOf(self.rule, draft),
             engine=engine,
@@ -60,8 +63,14 @@ class Setting:
             kv_tokens=kv_tokens(draft=QWEN3_06B) if self.on_server else base.kv_tokens,
         )
 
+    def _policy(self) -> Any:
+        if self.parameters:
+            return partial(Wisp, parameters=self.parameters)
+        return partial(Continuous, prefill_wait_s=math.inf) if self.decodes_first else self.policy
+
     def __str__(self) -> str:
-        parts = [self.policy, str(self.rule) if self.rule != NO_DRAFTS else "no drafts", f"chunk {self.chunk}"]
+        policy = f"{self.policy}, decodes first" if self.decodes_first else self.policy
+        parts = [policy, str(self.rule) if self.rule != NO_DRAFTS else "no drafts", f"chunk {self.chunk}"]
         if self.batch:
             parts.append(f"batch {self.batch[0]} / {self.batch[1]:g} ms")
         return ", ".join(parts)
@@ -92,27 +101,35 @@ class Kind:
         return [replace(self, settings=self.settings[i : i + size]) for i in range(0, len(self.settings), size)]
 
 
-def _centralized(chunks: Sequence[int]) -> Kind:
-    return Kind("centralized", [Setting("centralized", "continuous", NO_DRAFTS, chunk) for chunk in chunks])
+def _centralized(chunks: Sequence[int], decodes_first: Sequence[int]) -> Kind:
+    usual = [Setting("centralized", "continuous", NO_DRAFTS, chunk) for chunk in chunks]
+    first = [Setting("centralized", "continuous", NO_DRAFTS, chunk, decodes_first=True) for chunk in decodes_first]
+    return Kind("centralized", [*first, *usual])
 
 
-def _sled(lengths: Sequence[int], thresholds: Sequence[float], batches: Sequence[tuple[int, float]]) -> Kind:
+def _sled(
+    lengths: Sequence[int], thresholds: Sequence[float], batches: Sequence[tuple[int, float]], chunks: Sequence[int]
+) -> Kind:
+    """`chunks`: of the last length and the first threshold and batch, with chunked prefill."""
     grid = itertools.product(lengths, thresholds, batches)
     rules = [(RuleSpec("confidence", length, threshold), batch) for length, threshold, batch in grid]
-    return Kind("sled", [Setting("sled", "fcfs", rule, WHOLE, Mode.SYNC, batch) for rule, batch in rules])
+    whole = [Setting("sled", "fcfs", rule, WHOLE, Mode.SYNC, batch) for rule, batch in rules]
+    longest = RuleSpec("confidence", lengths[-1], thresholds[0])
+    return Kind("sled", [*whole, *(Setting("sled", "fcfs", longest, c, Mode.SYNC, batches[0]) for c in chunks)])
 
 
-def _published(thresholds: Sequence[float], edf_chunks: Sequence[int]) -> Kind:
+def _published(thresholds: Sequence[float], chunks: Sequence[int], edf_chunks: Sequence[int]) -> Kind:
+    """`chunks`: of policy `wisp` with the first threshold; `edf_chunks`: of `edf` with every one."""
     rules = [RuleSpec("paper", 24, threshold) for threshold in thresholds]
     ours = [Setting("published", "wisp", rule, WHOLE, Mode.SYNC) for rule in rules]
-    edf = [Setting("published", "edf", rules[0], chunk, Mode.SYNC) for chunk in edf_chunks]
+    ours += [Setting("published", "wisp", rules[0], chunk, Mode.SYNC) for chunk in chunks]
+    edf = [Setting("published", "edf", rule, chunk, Mode.SYNC) for rule in rules for chunk in edf_chunks]
     return Kind("published", [*ours, *edf])
 
 
-def _colocated(lengths: Sequence[int], chunks: Sequence[int]) -> Kind:
-    fixed = [Setting("colocated", "continuous", RuleSpec("fixed", n), chunks[0], on_server=True) for n in lengths]
-    adaptive = [Setting("colocated", "continuous", RuleSpec("paper", 8, 0.6), c, on_server=True) for c in chunks]
-    return Kind("colocated", [*fixed, *adaptive])
+def _colocated(rules: Sequence[RuleSpec]) -> Kind:
+    grid = itertools.product(("edf", "continuous"), (192, 256), rules)
+    return Kind("colocated", [Setting("colocated", p, rule, chunk, on_server=True) for p, chunk, rule in grid])
 
 
 def _fixed_edf(lengths: Sequence[int], chunks: Sequence[int]) -> Kind:
@@ -129,19 +146,19 @@ ABLATIONS = (
 )
 # What the full sweeps try; `FEW` are those that were best in the default mix, and their neighbours.
 FULL: tuple[Kind, ...] = (
-    _centralized((96, 64, 128, 192, 256)),
-    _sled((4, 6, 8), (0.3, 0.6), ((16, 10.0), (64, 0.0), (8, 10.0))),
-    _published((0.5, 0.3, 0.7), (96, 192)),
+    _centralized((96, 64, 128, 192, 256), (96, 80, 112, 128)),
+    _sled((4, 6, 12, 8), (0.3, 0.6), ((16, 10.0), (64, 0.0), (8, 10.0)), (128, 192)),
+    _published((0.7, 0.5, 0.3), (192,), (128, 192)),
     SLO_CENTRAL,
-    _colocated((2, 1, 3, 4, 6), (192, 128, 256)),
+    _colocated([*(RuleSpec("fixed", n) for n in (1, 2, 3, 4)), RuleSpec("paper", 8, 0.6)]),
     _fixed_edf((4, 2, 6, 8), (96, 192, 256)),
 )
 FEW: tuple[Kind, ...] = (
-    _centralized((96, 128, 192)),
-    _sled((4, 8), (0.3,), ((16, 10.0),)),
-    _published((0.7, 0.5), ()),
+    _centralized((192,), (96, 112)),
+    _sled((4, 8), (0.3,), ((16, 10.0),), (128,)),
+    _published((0.7,), (192,), (128,)),
     SLO_CENTRAL,
-    _colocated((1, 2), (192,)),
+    _colocated([RuleSpec("fixed", 1), RuleSpec("fixed", 2)]),
     _fixed_edf((4, 2), (96, 192)),
 )
 BASELINES = tuple(kind.name for kind in FULL)

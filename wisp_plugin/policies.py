@@ -63,15 +63,20 @@ class Policy(Protocol):
 
 
 class Continuous:
-    """Everyone, every pass: running sessions before prefills, in the order in which they became ready."""
+    """Everyone, every pass: running sessions before prefills, in the order in which they became ready.
 
-    def __init__(self, config: EngineConfig, estimator: Estimator) -> None:
+    A prefill that has waited for `prefill_wait_s` queues like a running session; infinite: decodes always come first,
+    as in vLLM with chunked prefill (Sarathi).
+    """
+
+    def __init__(self, config: EngineConfig, estimator: Estimator, prefill_wait_s: float = PREFILL_WAIT_S) -> None:
         self._config = config
+        self._prefill_wait_s = prefill_wait_s
 
     def choose(self, candidates: Candidates, now_s: float) -> Choice:
         """See `Policy.choose`."""
         c = candidates
-        is_young_prefill = (c.num_uncached > 1) & (now_s - c.ready_s < PREFILL_WAIT_S)
+        is_young_prefill = (c.num_uncached > 1) & (now_s - c.ready_s < self._prefill_wait_s)
         order = np.lexsort((c.ready_s, is_young_prefill))
         return take_in_order(c, order, self._config, TURN)
 
