@@ -16,6 +16,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from bench.arguments import make_report_folder
 from bench.cells import Cell, Timing
 from bench.comparison import SUMMARY_COLUMNS, Comparison, compare, ratio_figures, summary_rows
 from bench.comparison_command import add_common, asked, assumptions, mean_figures, page_of, systems_figures
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Find all capacities; the report is printed whatever they are."""
+    make_report_folder(args.report)
     cell, kinds, timing, seeds = asked(args)
     with Lab(args.jobs) as lab:
         comparison = compare(lab, cell, kinds, timing, seeds, wants_peak=False, together=args.together)
@@ -61,7 +63,7 @@ def _write(
 ) -> None:
     from bench import plots  # matplotlib is wanted for reports alone
 
-    page = page_of("Capacity", comparison, timing, seeds)
+    page = page_of("Capacity", comparison, timing, seeds, ["capacity"])
     intervals = {name: mean_interval(comparison.capacities(name)) for name in comparison.bests}
     errors = {n: (i.mean - i.low, i.high - i.mean) for n, i in intervals.items() if i.low is not None and i.high}
     means = {name: interval.mean for name, interval in intervals.items()}

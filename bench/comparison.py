@@ -35,12 +35,12 @@ class Comparison:
         values = self.capacities if figure == "capacity" else self.goodputs
         return ratio_interval(values("wisp"), values(system))
 
-    def worst_ratio(self, figure: str) -> tuple[float | None, str]:
-        """`wisp` / the best baseline, by means, and which that is; None if no baseline has anything."""
+    def worst_ratio(self, figure: str) -> tuple[float | None, str | None]:
+        """`wisp` / the best baseline, by means, and which that is; None where no baseline has anything."""
         values = self.capacities if figure == "capacity" else self.goodputs
         means = {name: sum(values(name)) / len(values(name)) for name in self.bests}
-        best = max((name for name in means if name in BASELINES), key=lambda name: means[name])
-        return (means["wisp"] / means[best] if means[best] else None), best
+        best = max((name for name in means if name in BASELINES), key=lambda name: means[name], default=None)
+        return (means["wisp"] / means[best] if best and means[best] else None), best
 
 
 def compare(

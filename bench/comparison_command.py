@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bench.arguments import not_negative_int, positive_int
 from bench.cells import DRAFTS, MEDIUM, MIX, SHORT, Cell, Timing
-from bench.comparison import SUMMARY_COLUMNS, Comparison, chosen_kinds, summary_rows
+from bench.comparison import PUBLISHED, SUMMARY_COLUMNS, Comparison, chosen_kinds, ratio_figures, summary_rows
 from bench.gpu_profile import DEFAULT, NORMS, find_profile, is_derived, kv_tokens
 from bench.html_report import DEFINITIONS, Page
 from bench.intervals import mean_interval
@@ -24,21 +25,15 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--draft", choices=DRAFTS, default=MIX.draft, help=f"traces: acceptance and draft features [{MIX.draft}]")
     add("--profile", default=DEFAULT, metavar="P", help=f"of bench/profiles, or a file [{DEFAULT}]")
-    add("--seeds", type=_positive, default=5, metavar="N", help="runs of everything with other sessions [5]")
-    add("--seed", type=int, default=0, help="the first of them [0]")
+    add("--seeds", type=positive_int, default=5, metavar="N", help="runs of everything with other sessions [5]")
+    add("--seed", type=not_negative_int, default=0, help="the first of them [0]")
     add("--systems", nargs="+", choices=list(SYSTEMS), default=[*BASELINES, *(k.name for k in ABLATIONS)])
     add("--few", action="store_true", help="few settings of each system, a coarser search")
     add("--quick", action="store_true", help="still shorter, with one seed: shows that it works")
-    add("--jobs", type=_positive, default=num_cores(), metavar="N", help="processes [the cores]")
-    add("--together", type=_positive, default=0, metavar="N",
+    add("--jobs", type=positive_int, default=num_cores(), metavar="N", help="processes [the cores]")
+    add("--together", type=positive_int, default=0, metavar="N",
         help="settings of a system that one process sweeps; few suit many cores [all]")  # fmt: skip
     add("--report", type=Path, metavar="DIR", help="write PNG plots and one HTML page there")
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
 
 
 def num_cores() -> int:
@@ -90,8 +85,10 @@ def goodput_ceiling(cell: Cell, timing: Timing) -> float:
     return 1.0 / (new_token_s * per_output)
 
 
-def page_of(title: str, comparison: Comparison, timing: Timing, seeds: Sequence[int]) -> Page:
-    """A page with what all comparisons show."""
+def page_of(
+    title: str, comparison: Comparison, timing: Timing, seeds: Sequence[int], figures: Sequence[str]
+) -> Page:
+    """A page with what all comparisons show; the ratios of `figures`, `capacity` or `goodput` or both."""
     page = Page(title)
     page.text(DEFINITIONS, is_note=True)
     page.heading("What was assumed")
@@ -99,7 +96,53 @@ def page_of(title: str, comparison: Comparison, timing: Timing, seeds: Sequence[
     page.heading("Every system at its best")
     page.text("Means over the seeds with 95 % confidence intervals; other columns are of the first seed.")
     page.table(SUMMARY_COLUMNS, summary_rows(comparison))
+    for figure in figures:
+        _add_ratios(page, comparison, figure)
     return page
+
+
+RATIO_COLUMNS = ("system", "wisp / system", "95 % interval", "published", "reached")
+
+
+def ratio_rows(comparison: Comparison, figure: str) -> list[list[Any]]:
+    """A row per system, see RATIO_COLUMNS, and one for the best baseline; None for what there is not."""
+    figures = ratio_figures(comparison, figure)
+    rows: list[list[Any]] = []
+    for system in comparison.bests:
+        if system != "wisp":
+            key = f"{figure}_vs_{system.replace('-', '_')}"
+            low, high = figures[f"{key}_ci"] or (None, None)
+            interval = None if low is None or high is None else f"{low:.3g} to {high:.3g}"
+            published, is_reached = figures.get(f"{key}_published"), figures.get(f"{key}_reaches_published")
+            rows.append([system, figures[key], interval, published, is_reached])
+    if best := figures[f"{figure}_best_other"]:
+        rows.append([f"best other: {best}, by means", figures[f"{figure}_vs_best_other"], None, None, None])
+    return rows
+
+
+def missed_lines(comparison: Comparison, figure: str) -> list[str]:
+    """What is to be said about each published ratio that is not reached, or that nothing can be said about."""
+    lines = []
+    for system, ratio, interval, published, is_reached in ratio_rows(comparison, figure):
+        if system not in PUBLISHED or is_reached:
+            continue
+        if ratio is None:
+            lines.append(f"{figure.capitalize()} over {system}: no ratio, because {system} or wisp has none with some "
+                         f"seed; published is {published:g}.")
+        else:
+            within = f" ({interval})" if interval else ""
+            lines.append(f"Not reached: {figure} of wisp is {ratio:.3g}{within} times that of {system}, which is tuned "
+                         f"here, with this profile and these drafts; the best case of the paper is {published:g}.")
+    return lines
+
+
+def _add_ratios(page: Page, comparison: Comparison, figure: str) -> None:
+    rows = ratio_rows(comparison, figure)
+    page.heading(f"{figure.capitalize()}: WISP / every other system")
+    page.text("Geometric means over the seeds with 95 % confidence intervals. Published: the best case of the paper.")
+    page.table(RATIO_COLUMNS, rows, [i for i, row in enumerate(rows) if row[-1] is False])
+    if missed := missed_lines(comparison, figure):
+        page.points(missed)
 
 
 def mean_figures(comparison: Comparison, figure: str, timing: Timing) -> dict[str, float]:

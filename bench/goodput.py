@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.arguments import make_report_folder
 from bench.cells import Cell, Timing
 from bench.comparison import SUMMARY_COLUMNS, Comparison, compare, ratio_figures, summary_rows
 from bench.comparison_command import add_common, asked, assumptions, mean_figures, page_of, systems_figures
@@ -39,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Find all peaks, then run the curves; the report is printed whatever they are."""
+    make_report_folder(args.report)
     cell, kinds, timing, seeds = asked(args)
     with Lab(args.jobs) as lab:
         comparison = compare(lab, cell, kinds, timing, seeds, together=args.together)
@@ -94,7 +96,7 @@ def _write(
 ) -> None:  # fmt: skip
     from bench import plots  # matplotlib is wanted for reports alone
 
-    page = page_of("Goodput", comparison, timing, seeds)
+    page = page_of("Goodput", comparison, timing, seeds, ["goodput", "capacity"])
     captions = {
         "goodput": "Goodput, tokens per second", "attainment": "Attainment", "wdt_share": "WDT share",
         "mean_pass_ms": "Mean pass, ms",

@@ -25,6 +25,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from bench.arguments import positive_int
 from bench.load_figures import ServerCpu, load_figures, machine_figures, pass_figures
 from bench.load_options import PASSES, Load, add_load_arguments
 from bench.load_run import LiveRun, run_load
@@ -38,7 +39,7 @@ _SHOWN = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `wisp-bench load`."""
-    parser.add_argument("--devices", type=int, default=32, metavar="N", help="[%(default)s]")
+    parser.add_argument("--devices", type=positive_int, default=32, metavar="N", help="[%(default)s]")
     parser.add_argument("--server", metavar="HOST:PORT", help="one that runs already, with the same target [own]")
     add_load_arguments(parser)
 

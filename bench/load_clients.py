@@ -49,6 +49,7 @@ class LiveEvents(RecordingEvents):
         self._start_s = start_s
         self._timer: asyncio.TimerHandle | None = None
         self._is_advancing = False
+        self.error: Exception | None = None  # of an event: nothing happens after it
 
     @property
     def real_s(self) -> float:
@@ -58,7 +59,7 @@ class LiveEvents(RecordingEvents):
     def schedule(self, at_s: float, callback: Callable[[Any], None], argument: Any) -> None:
         """See `EventQueue.schedule`."""
         super().schedule(at_s, callback, argument)
-        if not self._is_advancing:
+        if not self._is_advancing and self.error is None:
             self._arm()
 
     def _arm(self) -> None:
@@ -75,9 +76,11 @@ class LiveEvents(RecordingEvents):
         self._is_advancing = True
         try:
             self.advance(max(self.now_s, self.real_s))
+        except Exception as error:  # raised here, the event loop would print it and go on
+            self.error = error
         finally:
             self._is_advancing = False
-        if self._heap:
+        if self._heap and self.error is None:
             self._arm()
 
 
@@ -138,7 +141,7 @@ class LiveWorld:
         self._sessions: dict[str, _Session] = {}
 
     async def run(self) -> None:
-        """Until the end of the run. Raises whatever a session raises."""
+        """Until the end of the run. Raises whatever a session or an event raises."""
         for index in self._devices:
             self._schedule_next(index)
         try:
@@ -153,6 +156,8 @@ class LiveWorld:
         return not goes_on and not (self.scenario.drain and self._sessions)
 
     def _check(self) -> None:
+        if self.events.error is not None:
+            raise self.events.error
         for session in self._sessions.values():
             if session.task.done() and session.task.exception() is not None:
                 raise session.task.exception()  # type: ignore[misc]

@@ -13,6 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.arguments import (
+    LEAST_KV_TOKENS,
+    check_range,
+    not_negative_float,
+    positive_float,
+    positive_int,
+    share,
+    whole_number,
+)
 from bench.gpu_cost import unloaded_pass_s
 from bench.load_run import MakeController
 from bench.load_tokens import LoadTokens
@@ -24,6 +33,7 @@ from triton_models.emulated_verifier import Emulation
 from triton_models.launcher import make_server
 from triton_models.server_process import ServerProcess
 from wisp_plugin.draft_trace import DraftTrace
+from wisp_plugin.errors import ConfigError
 from wisp_plugin.estimator import Costs, Estimator
 from wisp_plugin.messages import Mode
 from wisp_plugin.profile import Profile, load_profile, save_profile
@@ -31,6 +41,7 @@ from wisp_plugin.scheduler import POLICIES
 from wisp_plugin.speculation import RULES
 
 PASSES = "passes.jsonl"
+MOST_SEED = (1 << 23) - 1  # seeds of sessions are made from it and go over the wire in 64 bits
 PROFILE = Path(__file__).with_name("profiles") / "a100-qwen3-32b.json"
 
 
@@ -39,25 +50,30 @@ def add_load_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--profile", type=Path, metavar="FILE", default=PROFILE, help=f"of the emulated GPU [{PROFILE.name}]")
     add("--trace", metavar="FILE", default="int4-eval.npz", help="of drafts, or in bench/traces; none: [%(default)s]")
-    add("--acceptance", type=float, default=0.75, metavar="X", help="per token without a trace [%(default)s]")
-    add("--noise", type=float, default=0.0, metavar="SIGMA", help="lognormal, on the time of a pass [%(default)s]")
+    add("--acceptance", type=share, default=0.75, metavar="X", help="per token without a trace [%(default)s]")
+    add("--noise", type=not_negative_float, default=0.0, metavar="SIGMA",
+        help="lognormal, on the time of a pass [%(default)s]")  # fmt: skip
     add("--policy", default="wisp", choices=sorted(POLICIES), help="of the server [%(default)s]")
     add("--mode", default="free", choices=[mode.value for mode in Mode], help="of the sessions [%(default)s]")
     add("--rule", default="auto", metavar="RULE", help=f"of drafting: none, {', '.join(RULES)} [%(default)s]")
-    add("--message-tokens", type=int, default=4, metavar="N", help="draft tokens in a message [%(default)s]")
-    add("--speed", type=float, nargs=2, default=(60.0, 120.0), metavar="X", help="drafted tokens/s [60 120]")
-    add("--rtt", type=float, nargs=2, default=(20.0, 20.0), metavar="MS", help="of the links, ms [20 20]")
-    add("--jitter", type=float, default=0.0, metavar="MS", help="on each way, ms [%(default)s]")
-    add("--slo", type=float, default=1.0, metavar="X", help="factor on the tpot of all classes [%(default)s]")
+    add("--message-tokens", type=positive_int, default=4, metavar="N", help="draft tokens in a message [%(default)s]")
+    add("--speed", type=positive_float, nargs=2, default=(60.0, 120.0), metavar="X", help="drafted tokens/s [60 120]")
+    add("--rtt", type=not_negative_float, nargs=2, default=(20.0, 20.0), metavar="MS", help="of the links, ms [20 20]")
+    add("--jitter", type=not_negative_float, default=0.0, metavar="MS", help="on each way, ms [%(default)s]")
+    add("--slo", type=positive_float, default=1.0, metavar="X", help="factor on the tpot of all classes [%(default)s]")
     add("--timed", action="store_true", help="sessions start at the pace of their SLO, whatever happened before")
-    add("--think", type=float, default=0.0, metavar="S", help="mean pause between a device's sessions [%(default)s]")
-    add("--stagger", type=float, default=20.0, metavar="S", help="devices start within this time [%(default)s]")
-    add("--duration", type=float, default=45.0, metavar="S", help="in the GPU's time [%(default)s]")
-    add("--warm-up", type=float, default=25.0, metavar="S", help="of that, not counted [%(default)s]")
-    add("--kv-tokens", type=int, default=131_072, metavar="N", help="KV memory of the GPU [%(default)s]")
-    add("--dilation", type=float, default=1.0, metavar="K", help="everything takes K times as long [%(default)s]")
-    add("--processes", type=int, default=1, metavar="N", help="of clients [%(default)s]")
-    add("--seed", type=int, default=0, help="of devices and sessions [%(default)s]")
+    add("--think", type=not_negative_float, default=0.0, metavar="S",
+        help="mean pause between a device's sessions [%(default)s]")  # fmt: skip
+    add("--stagger", type=not_negative_float, default=20.0, metavar="S",
+        help="devices start within this time [%(default)s]")  # fmt: skip
+    add("--duration", type=positive_float, default=45.0, metavar="S", help="in the GPU's time [%(default)s]")
+    add("--warm-up", type=not_negative_float, default=25.0, metavar="S", help="of that, not counted [%(default)s]")
+    add("--kv-tokens", type=whole_number(LEAST_KV_TOKENS), default=131_072, metavar="N",
+        help="KV memory of the GPU [%(default)s]")  # fmt: skip
+    add("--dilation", type=positive_float, default=1.0, metavar="K",
+        help="everything takes K times as long [%(default)s]")  # fmt: skip
+    add("--processes", type=positive_int, default=1, metavar="N", help="of clients [%(default)s]")
+    add("--seed", type=whole_number(0, MOST_SEED), default=0, help="of devices and sessions [%(default)s]")
 
 
 def trace_path(name: str) -> Path | None:
@@ -78,14 +94,21 @@ class Load:
 
     @classmethod
     def of(cls, args: argparse.Namespace, num_devices: int) -> Load:
-        """From `add_load_arguments`. Raises ModelError or ConfigError for files that cannot be read."""
+        """From `add_load_arguments`.
+
+        Raises:
+            ModelError, ConfigError: a file that cannot be read, a stop rule that is none or not for the mode, options
+                that do not go together.
+        """
+        _check_together(args)
         scale = args.dilation
         profile = load_profile(args.profile)
         costs = dilated(profile.costs, scale)
         trace = trace_path(args.trace)
-        ring = TraceRing(DraftTrace.load(trace)) if trace else None
+        ring = _ring(trace) if trace else None
         mode = Mode(args.mode)
-        draft = (trace.stem if trace else "int4").partition("-")[0]
+        make_controller = MakeController(args.rule, mode, (trace.stem if trace else "int4").partition("-")[0])
+        make_controller()  # the rule is one that there is
         workload = Workload(
             num_devices=num_devices,
             drafted_tokens_per_s=tuple(speed / scale for speed in args.speed),  # type: ignore[arg-type]
@@ -100,7 +123,7 @@ class Load:
             seed=args.seed,
         )
         scenario = Scenario(
-            workload, args.policy, mode, controller=MakeController(args.rule, mode, draft),
+            workload, args.policy, mode, controller=make_controller,
             message_tokens=args.message_tokens, acceptance=args.acceptance,
             tokens=LoadTokens(ring, args.acceptance, args.seed), duration_s=scale * args.duration,
             warm_up_s=scale * args.warm_up, costs=costs, noise_sigma=args.noise, kv_tokens=args.kv_tokens,
@@ -129,6 +152,20 @@ class Load:
         profile = folder / "profile.json"
         save_profile(self.profile, profile)
         return make_server(settings={**self.settings(profile), "trace_file": str(folder / PASSES)})
+
+
+def _check_together(args: argparse.Namespace) -> None:
+    check_range("--speed", args.speed)
+    check_range("--rtt", args.rtt)
+    if args.warm_up >= args.duration:
+        raise ConfigError(f"--warm-up {args.warm_up:g} has to be below --duration, which is {args.duration:g}")
+
+
+def _ring(trace: Path) -> TraceRing:
+    try:
+        return TraceRing(DraftTrace.load(trace))
+    except ValueError as error:
+        raise ConfigError(f"--trace {trace}: {error}") from None
 
 
 def dilated(costs: Costs, scale: float) -> Costs:

@@ -19,6 +19,7 @@ from bench.sim_result import ServerRecord, SimResult
 from bench.simulator import Scenario
 from wisp_plugin.acceptance_model import shipped_model
 from wisp_plugin.controller import SpeculationController
+from wisp_plugin.errors import ConfigError
 from wisp_plugin.messages import Mode
 from wisp_plugin.speculation import make_controller, no_drafts
 
@@ -61,7 +62,18 @@ def run_load(url: str, scenario: Scenario, num_processes: int = 1) -> LiveRun:
 
     Raises:
         TransportError, RequestRefused: a session failed.
+        ConfigError: no session lasted long enough to be judged, so that there is nothing to tell.
     """
+    run = _run_processes(url, scenario, num_processes)
+    if not run.result.judged:
+        raise ConfigError(
+            f"none of {len(run.result.sessions)} sessions could be judged in {scenario.duration_s:g} s; more "
+            "--devices, a longer --duration, a shorter --warm-up or --stagger are needed"
+        )
+    return run
+
+
+def _run_processes(url: str, scenario: Scenario, num_processes: int) -> LiveRun:
     devices = scenario.workload.devices()
     indices = [[d.index for d in devices[i::num_processes]] for i in range(num_processes)]
     start_s = time.monotonic() + _START_S.get(num_processes, 3.0)

@@ -5,7 +5,8 @@ matrix_min_*_without_colocated    the same without co-located speculation
 cells_lost_*                      cells below 0.97, with the ratio and the best other system
 *_vs_centralized_median, _share   over cells where centralized holds at least 16 devices: median, and share of cells
                                   in which the published ratio holds; likewise `sled`
-*_vs_SYSTEM_gm                    geometric mean over cells in which that system has anything
+*_vs_SYSTEM_gm                    geometric mean over cells in which that system has anything; 0 if WISP has nothing in
+                                  one of them
 
 tpot is in unloaded passes: one class per cell. Without `--full`: 12 cells, few settings of each system, one seed. A
 finished cell is a JSON line in `--state`; with the same file a stopped run goes on.
@@ -19,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bench.arguments import check_appendable, make_report_folder, not_negative_int, positive_int
 from bench.cells import BRIEF, DRAFTS, FULL_AXES, MEDIUM, REDUCED_AXES, Cell, Timing, cells
 from bench.comparison import chosen_kinds, compare
 from bench.comparison_command import assumptions, num_cores
@@ -29,6 +31,7 @@ from bench.matrix_state import CellResult, append_result, key_of, load_results, 
 from bench.report import Progress, finish, format_cell, print_table
 from bench.scheduler_systems import Lab
 from bench.systems import BASELINES, FEW, FULL
+from wisp_plugin.errors import ConfigError
 from wisp_plugin.home import wisp_home
 
 RUNS = {"short": BRIEF, "medium": MEDIUM, "long": Timing()}
@@ -39,27 +42,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `wisp-bench matrix`."""
     add = parser.add_argument
     add("--full", action="store_true", help="135 cells, all settings: hours; stop it and go on as you like")
-    add("--cells", type=int, metavar="N", help="only the first N cells")
+    add("--cells", type=positive_int, metavar="N", help="only the first N cells")
     add("--profile", default=DEFAULT, metavar="P", help=f"of bench/profiles, or a file [{DEFAULT}]")
     add("--drafts", nargs="+", choices=DRAFTS, help="only these traces")
     add("--runs", choices=RUNS, help="short: 12 s, which begin in the wave of first prompts, and systems "
         "that let prompts go first look better in them; medium: 36 s; long: with a finer search too "
         "[short; long with --full]")  # fmt: skip
-    add("--seeds", type=int, default=1, metavar="N", help="runs of everything with other sessions [1]")
-    add("--seed", type=int, default=0, help="the first of them [0]")
+    add("--seeds", type=positive_int, default=1, metavar="N", help="runs of everything with other sessions [1]")
+    add("--seed", type=not_negative_int, default=0, help="the first of them [0]")
     add("--state", type=Path, metavar="FILE", help="finished cells, one JSON line each [$WISP_HOME/bench/matrix.jsonl]")
     add("--fresh", action="store_true", help="take no finished cells from the file")
-    add("--jobs", type=int, default=num_cores(), metavar="N", help="processes [the cores]")
+    add("--jobs", type=positive_int, default=num_cores(), metavar="N", help="processes [the cores]")
     add("--report", type=Path, metavar="DIR", help="write PNG plots and one HTML page there")
 
 
 def main(args: argparse.Namespace) -> int:
     """Run the cells that are not finished; the report is printed whatever they give."""
-    axes = FULL_AXES if args.full else REDUCED_AXES
-    wanted = [c for c in cells(axes, args.profile) if not args.drafts or c.draft in args.drafts][: args.cells]
+    wanted = wanted_cells(args)
     timing, kinds = RUNS[args.runs or ("long" if args.full else "short")], FULL if args.full else FEW
     seeds = [args.seed + i for i in range(args.seeds)]
     path = args.state or wisp_home() / "bench" / "matrix.jsonl"
+    make_report_folder(args.report)
+    check_appendable("--state", path)
     results = run_cells(wanted, timing, seeds, kinds, path, args.jobs, args.fresh)
     print_table("WISP against the best other system", TABLE_COLUMNS, table_rows(results))
     figures = matrix_figures(results)
@@ -70,6 +74,15 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
+def wanted_cells(args: argparse.Namespace) -> list[Cell]:
+    """Cells that the options ask for. Raises ConfigError for a draft that is not among them."""
+    axes = FULL_AXES if args.full else REDUCED_AXES
+    drafts = args.drafts or list(axes[3])
+    if strange := [draft for draft in drafts if draft not in axes[3]]:
+        raise ConfigError(f"--drafts {strange[0]} needs --full; allowed without: {', '.join(axes[3])}")
+    return [cell for cell in cells(axes, args.profile) if cell.draft in drafts][: args.cells]
+
+
 def run_cells(
     wanted: Sequence[Cell], timing: Timing, seeds: Sequence[int], kinds: Sequence[Any], path: Path, jobs: int,
     fresh: bool = False,
@@ -77,7 +90,7 @@ def run_cells(
     """Results in the order of `wanted`; those that the file has are taken from there."""
     systems = chosen_kinds(BASELINES, kinds)
     key = key_of(timing, seeds, systems)
-    done = {} if fresh else load_results(path, key)
+    done = {} if fresh else load_results(path, key, [kind.name for kind in systems])
     with Lab(jobs) as lab, Progress(len(wanted), "matrix") as progress:
         for cell in wanted:
             if cell not in done:

@@ -78,10 +78,17 @@ def _against_systems(results: Sequence[CellResult], figure: str) -> dict[str, An
     for system in BASELINES:
         if system in results[0].capacity:
             name = system.replace("-", "_")
-            known = [ratio for r in results if (ratio := against(r, figure, system))]
-            figures[f"{figure}_vs_{name}_gm"] = math.exp(sum(map(math.log, known)) / len(known)) if known else None
+            known = [ratio for r in results if (ratio := against(r, figure, system)) is not None]
+            figures[f"{figure}_vs_{name}_gm"] = geometric_mean(known)
             figures[f"{figure}_vs_{name}_gm_cells"] = len(known)
     return figures
+
+
+def geometric_mean(values: Sequence[float]) -> float | None:
+    """None without values; 0 if one of them is 0."""
+    if not values or min(values) <= 0.0:
+        return 0.0 if values else None
+    return math.exp(sum(map(math.log, values)) / len(values))
 
 
 def _least(values: Sequence[float | None]) -> float | None:

@@ -1,14 +1,17 @@
 """Finished cells of a matrix, one JSON line each, so that a run of hours can be stopped and goes on where it was.
 
 A line holds what was asked (cell, length of runs, seed, settings of all systems) and the bests of all systems. A line
-that was asked otherwise is left alone and not used; a half-written last line is dropped.
+that was asked otherwise is left alone and not used. A half line without its end is what a stopped run was writing, and
+is dropped; a whole line that is no finished cell is an error, wherever it stands.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -67,27 +70,49 @@ def key_of(timing: Timing, seeds: Sequence[int], kinds: Sequence[Kind]) -> str:
     return hashlib.sha256(asked.encode()).hexdigest()[:12]
 
 
-def load_results(path: Path, key: str) -> dict[Cell, CellResult]:
-    """Finished cells in the file with this key; none without a file.
+def load_results(path: Path, key: str, systems: Iterable[str] = ()) -> dict[Cell, CellResult]:
+    """Finished cells in the file with this key, which have all `systems`; none without a file.
+
+    Says so in a line on stderr if some of them were made by another commit than this one.
 
     Raises:
-        ConfigError: a line that is not the last one is malformed.
+        ConfigError: the file cannot be read, or a line that has an end is malformed.
     """
-    if not path.exists():
-        return {}
-    results, lines = {}, path.read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, 1):
+    results: dict[Cell, CellResult] = {}
+    makers: dict[Cell, str] = {}
+    for number, line in enumerate(_whole_lines(path), 1):
         try:
             document = json.loads(line)
-            found = document["key"] == key
-            result = result_of(document) if found else None
-        except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines):
-                break  # the run was stopped while it wrote
-            raise ConfigError(f"{path}, line {number}: no finished cell ({error})") from None
-        if result is not None:
-            results[result.cell] = result
+            if document["key"] != key:
+                continue
+            result = result_of(document, systems)
+            results[result.cell], makers[result.cell] = result, str(document.get("commit", "unknown"))
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise ConfigError(
+                f"{path}, line {number}: no finished cell ({reason}); remove the line, or take another file"
+            ) from None
+    _warn_of_other_commits(path, list(makers.values()))
     return results
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    """Lines of the file, but not what is behind the last end of a line: a run was stopped while it wrote that."""
+    if not path.exists():
+        return []
+    try:
+        return path.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}; a file of finished cells is needed") from None
+
+
+def _warn_of_other_commits(path: Path, makers: Sequence[str]) -> None:
+    now = commit() if makers else ""
+    others = [maker for maker in makers if maker != now]
+    if others:
+        names = ", ".join(sorted(set(others)))
+        print(f"matrix: {len(others)} of {len(makers)} finished cells in {path} were made by another commit ({names}; "
+              f"this is {now}); --fresh runs them again", file=sys.stderr)  # fmt: skip
 
 
 def append_result(path: Path, key: str, result: CellResult) -> None:
@@ -109,12 +134,25 @@ def _drop_half_line(file: Any) -> None:
     file.truncate(file.read().rfind(b"\n") + 1)
 
 
-def result_of(document: Mapping[str, Any]) -> CellResult:
-    """A result from its JSON."""
+def result_of(document: Mapping[str, Any], systems: Iterable[str] = ()) -> CellResult:
+    """A result from its JSON. Raises ValueError, KeyError or TypeError if it is none, or lacks one of `systems`."""
     cell = document["cell"]
+    settings = {name: (own[0], own[1]) for name, own in document["settings"].items()}
+    for figure in ("capacity", "goodput"):
+        if missing := (set(systems) | set(settings)) - set(document[figure]):
+            raise ValueError(f"{figure} has no {', '.join(sorted(missing))}")
+        for name, values in document[figure].items():
+            if name not in settings:
+                raise ValueError(f"settings have no {name}")
+            if not values or not all(_is_amount(value) for value in values):
+                raise ValueError(f"{figure} of {name} is not a list of numbers from 0")
     return CellResult(
         Cell(cell["tpot_passes"], cell["speeds"], tuple(cell["rtt_ms"]), cell["draft"], cell["profile"]),
         document["capacity"],
         document["goodput"],
-        {name: (own[0], own[1]) for name, own in document["settings"].items()},
+        settings,
     )
+
+
+def _is_amount(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf

@@ -14,6 +14,16 @@ import argparse
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bench.arguments import (
+    LEAST_KV_TOKENS,
+    OUTPUTS,
+    PROMPTS,
+    not_negative_float,
+    not_negative_int,
+    positive_float,
+    positive_int,
+    whole_number,
+)
 from bench.cells import DRAFTS, Timing
 from bench.comparison_command import num_cores
 from bench.gpu_cost import unloaded_pass_s
@@ -25,25 +35,28 @@ from bench.simulator import Scenario, simulate
 from bench.systems import SLO_CENTRAL, WISP, Setting
 from bench.trace_walk import WalkOf
 from bench.workload import DeviceKind, SloClass, Throttling, Workload
-from wisp_plugin.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `wisp-bench plan`."""
     add = parser.add_argument
     add("--profile", default=DEFAULT, metavar="P", help=f"of bench/profiles, or a file [{DEFAULT}]")
-    add("--devices", type=int, required=True, metavar="D", help="devices that are to be served")
-    add("--tpot-ms", type=float, required=True, metavar="T", help="time per output token that sessions ask for")
-    add("--speed", type=float, default=60.0, metavar="V", help="draft tokens per second of a device [60]")
-    add("--rtt-ms", type=float, default=25.0, metavar="R", help="round trip [25]")
+    add("--devices", type=positive_int, required=True, metavar="D", help="devices that are to be served")
+    add("--tpot-ms", type=positive_float, required=True, metavar="T",
+        help="time per output token that sessions ask for")  # fmt: skip
+    add("--speed", type=positive_float, default=60.0, metavar="V", help="draft tokens per second of a device [60]")
+    add("--rtt-ms", type=not_negative_float, default=25.0, metavar="R", help="round trip [25]")
     add("--draft", choices=DRAFTS, default="int4", help="traces that say how good the draft is [int4]")
-    add("--prompt", type=int, default=250, metavar="N", help="median tokens of a prompt [250]")
-    add("--output-tokens", type=int, default=200, metavar="N", help="median tokens of an answer [200]")
-    add("--think-s", type=float, default=2.0, metavar="S", help="mean pause of a user between sessions [2]")
-    add("--kv-tokens", type=int, metavar="N", help="tokens whose KV the server holds [of a 32 G model on 80 GB]")
-    add("--seconds", type=float, default=36.0, metavar="S", help="simulated, a third of them warm-up [36]")
-    add("--seed", type=int, default=0)
-    add("--jobs", type=int, default=num_cores(), metavar="N", help="processes [the cores]")
+    add("--prompt", type=whole_number(*PROMPTS), default=250, metavar="N", help="median tokens of a prompt [250]")
+    add("--output-tokens", type=whole_number(*OUTPUTS), default=200, metavar="N",
+        help="median tokens of an answer [200]")  # fmt: skip
+    add("--think-s", type=not_negative_float, default=2.0, metavar="S",
+        help="mean pause of a user between sessions [2]")  # fmt: skip
+    add("--kv-tokens", type=whole_number(LEAST_KV_TOKENS), metavar="N",
+        help="tokens whose KV the server holds [of a 32 G model on 80 GB]")  # fmt: skip
+    add("--seconds", type=positive_float, default=36.0, metavar="S", help="simulated, a third of them warm-up [36]")
+    add("--seed", type=not_negative_int, default=0)
+    add("--jobs", type=positive_int, default=num_cores(), metavar="N", help="processes [the cores]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +80,6 @@ class Answer:
 
 def main(args: argparse.Namespace) -> int:
     """Answer; exit code 1 if the devices cannot be served."""
-    if args.devices < 1 or not args.tpot_ms > 0 or not args.speed > 0 or args.rtt_ms < 0:
-        raise ConfigError("--devices, --tpot-ms and --speed have to be above 0, --rtt-ms from 0")
     plans = make_plans(args)
     with Lab(args.jobs) as lab:
         answers = dict(zip([p.name for p in plans], lab.map("plan", solve, plans), strict=True))

@@ -13,12 +13,12 @@ import argparse
 import time
 from typing import Any
 
+from bench.arguments import not_negative_int, positive_float, positive_int
 from bench.cells import DRAFTS, MIX, Timing
 from bench.report import Progress, check_targets, finish, print_table
 from bench.simulator import simulate
 from bench.systems import WISP
 from bench.trace_walk import load_ring
-from wisp_plugin.errors import ConfigError
 
 _ASKED_DEVICES, _ASKED_SECONDS = 1_000, 60.0
 _COLUMNS = ("devices", "core s", "simulated s per core s", "passes", "committed", "us per token")
@@ -27,16 +27,15 @@ _COLUMNS = ("devices", "core s", "simulated s per core s", "passes", "committed"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `wisp-bench simulator`."""
     add = parser.add_argument
-    add("--devices", type=int, nargs="+", default=[50, 250, _ASKED_DEVICES], metavar="N", help="[50 250 1000]")
-    add("--seconds", type=float, default=_ASKED_SECONDS, metavar="S", help="simulated, a third of them warm-up [60]")
+    add("--devices", type=positive_int, nargs="+", default=[50, 250, _ASKED_DEVICES], metavar="N", help="[50 250 1000]")
+    add("--seconds", type=positive_float, default=_ASKED_SECONDS, metavar="S",
+        help="simulated, a third of them warm-up [60]")  # fmt: skip
     add("--draft", choices=DRAFTS, default=MIX.draft, help=f"traces that say what is drafted [{MIX.draft}]")
-    add("--seed", type=int, default=0, help="[0]")
+    add("--seed", type=not_negative_int, default=0, help="[0]")
 
 
 def main(args: argparse.Namespace) -> int:
     """Run each number of devices once, in this process. Exit code 1 if the asked run takes too long."""
-    if min(args.devices) < 1 or not args.seconds > 0:
-        raise ConfigError("--devices have to be at least 1, --seconds above 0")
     load_ring(args.draft)  # read once, before the clock runs
     rows = []
     with Progress(len(args.devices), "simulator") as progress:

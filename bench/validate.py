@@ -21,6 +21,7 @@ import dataclasses
 import sys
 from collections.abc import Mapping
 
+from bench.arguments import positive_int
 from bench.commit_log import simulate_logged
 from bench.load import finite, run_on_own_server
 from bench.load_figures import load_figures
@@ -36,8 +37,9 @@ TARGETS = {"max_error": "<= 0.10"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `wisp-bench validate`."""
-    parser.add_argument("--devices", type=int, nargs="+", default=[32, 128], metavar="N", help="[32 128]")
-    parser.add_argument("--active", type=int, default=32, metavar="N", help="of them at a time, about [%(default)s]")
+    add = parser.add_argument
+    add("--devices", type=positive_int, nargs="+", default=[32, 128], metavar="N", help="[32 128]")
+    add("--active", type=positive_int, default=32, metavar="N", help="of them at a time, about [%(default)s]")
     add_load_arguments(parser)
     parser.set_defaults(dilation=4.0, warm_up=15.0, noise=0.03)
 

@@ -1,0 +1,98 @@
+"""Checked options of command lines: types for argparse, and folders and files that a long run writes to at its end.
+
+A type is given as `type=` and raises `argparse.ArgumentTypeError`, which argparse makes one line and exit code 2 of.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bench.workload import Workload
+from wisp_plugin.errors import ConfigError
+
+PROMPTS, OUTPUTS = Workload().prompt_range, Workload().output_range  # tokens that sessions may have
+LEAST_KV_TOKENS = PROMPTS[1] + OUTPUTS[1] + 72  # the longest session with drafts behind it: whole blocks
+
+
+def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
+    """A type: whole numbers from `low`, to `high` if there is one."""
+    above = "above 0" if low == 1 else f"from {low:,}"
+    allowed = above if high is None else f"from {low:,} to {high:,}"
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if value < low or (high is not None and value > high):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {allowed}")
+        return value
+
+    return parse
+
+
+def number(low: float, high: float = math.inf, above: bool = False) -> Callable[[str], float]:
+    """A type: finite numbers from `low` (`above`: greater than it), to `high`."""
+    allowed = f"{'above' if above else 'from'} {low:g}" + (f" to {high:g}" if high < math.inf else "")
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (low < value if above else low <= value) or value > high or not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a finite number {allowed}")
+        return value
+
+    return parse
+
+
+positive_int, not_negative_int = whole_number(1), whole_number(0)
+positive_float, not_negative_float, share = number(0.0, above=True), number(0.0), number(0.0, 1.0)
+
+
+def check_range(option: str, values: Sequence[float]) -> None:
+    """The two numbers of an option are the lowest and the highest. Raises ConfigError if they are not in this order."""
+    low, high = values
+    if low > high:
+        raise ConfigError(f"{option} has the lowest number first, then the highest; {low:g} {high:g} was given")
+
+
+def make_report_folder(folder: Path | None) -> None:
+    """Make the folder of `--report` before a run of hours, not behind it; nothing to do for None.
+
+    Raises:
+        ConfigError: it cannot be made or written to, or there is nothing to draw with.
+    """
+    if folder is None:
+        return
+    _make(folder, "--report")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"--report {folder}: nothing can be written there; a folder that can be written to is needed")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError("--report needs the package 'matplotlib'; install the extra 'bench'")
+
+
+def check_appendable(option: str, path: Path) -> None:
+    """Make sure that lines can be added to the file `path`; it and its folder are made if they are not there.
+
+    Raises:
+        ConfigError: it is a folder, or cannot be made, read and written to.
+    """
+    _make(path.parent, option)
+    try:
+        path.open("a+b").close()
+    except OSError as error:
+        raise ConfigError(f"{option} {path}: {error.strerror}; a file that can be written to is needed") from None
+
+
+def _make(folder: Path, option: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{option}: the folder {folder} cannot be made: {error.strerror}") from None
