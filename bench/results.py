@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path(__file__).with_name("results")
 BEGIN, END = "<!-- results: made by `wisp-bench results` -->", "<!-- end of results -->"
 Document = Mapping[str, Any]
+_MIX_OPTIONS = " --few --together 3 --systems centralized sled published colocated fixed-edf"
 _COMMANDS = {"sensitivity": "goodput"}  # documents that are not called after their command
 
 
@@ -120,16 +121,16 @@ ROWS = (
         " --rounds 1 --seconds 15"),
     Row("a decision of the strategy", "plugin", _of("{decision_us} us"), "<= 2 us", " --rounds 1 --seconds 15"),
     Row("simulated, a mix on a derived A100 profile: capacity / centralized, SLED, co-located, fixed length with EDF",
-        "goodput", _against("capacity"), ">= 2.1 / 4.1 / - / -", " --together 3"),
+        "goodput", _against("capacity"), ">= 2.1 / 4.1 / - / -", _MIX_OPTIONS),
     Row("the same: peak goodput", "goodput", _against("goodput"), ">= 1.94 / 3.7 / 0.97 / 0.97",
-        " --together 3"),
+        _MIX_OPTIONS),
     Row("the same mix on the profile measured on an H100: capacity / goodput against centralized; SLED", "sensitivity",
         _on_h100, "", " --quick --sensitivity --systems centralized sled"),
-    Row("the matrix, 12 cells: WISP / best other, worst capacity / goodput; the same without co-located speculation",
+    Row("the matrix, 12 cells of short runs: WISP / best other, worst capacity / goodput; the same without co-located speculation",
         "matrix", _of("{matrix_min_capacity} / {matrix_min_goodput}; {matrix_min_capacity_without_colocated} / "
-                      "{matrix_min_goodput_without_colocated}"), ">= 0.97; -", " --runs medium"),
+                      "{matrix_min_goodput_without_colocated}"), ">= 0.97; -"),
     Row("the same cells: capacity / goodput against WISP as published (geometric means)", "matrix",
-        _of("{capacity_vs_published_gm} / {goodput_vs_published_gm}"), ">= 1.3", " --runs medium"),
+        _of("{capacity_vs_published_gm} / {goodput_vs_published_gm}"), ">= 1.3"),
     Row("simulator: a minute of 1,000 devices", "simulator", _of("{core_s_1000} s of one core"), "<= 60 s"),
     Row("simulated / live with 32 emulated devices: goodput; median, p95 ms between commits; attainment", "validate",
         _validated(32), "10 % apart"),
