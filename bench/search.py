@@ -2,9 +2,9 @@
 
 Capacity: the usual setting is bisected first. Any other setting has to hold more devices than the best so far, which
 one run tells; only if it does is it followed upwards. So every setting of the sweep is tried, and few runs are long
-ones. Peak goodput: every setting is tried at the number of devices that gave the most so far; the best one is tried
-with far fewer and far more devices too (beyond its capacity goodput may have a second peak) and climbs from the best of
-these, up or down, first in large steps, then in small ones. Attainment is taken to fall with the number of devices.
+ones. Peak goodput: every setting is tried at the number of devices that gave the most so far and with twice as
+many (what gives up a class may do best there); the best one with fewer and a few more too, and it climbs from there, up or
+down, first in large steps, then in small ones. Attainment is taken to fall with the number of devices.
 Runs are random in their sessions, so all this holds to a few percent with one seed.
 """
 
@@ -23,7 +23,7 @@ Measure = Callable[[Setting, int], Figures]
 ATTAINMENT = 0.95
 MOST_DEVICES = 1024
 _GAIN = 1.003  # a step that brings less is none
-_FAR = (0.7, 1.4, 2.0)  # of the number of devices of the most goodput so far: where another peak is looked for
+_FAR, _AROUND = 2.0, (0.7, 1.4)  # of the number of devices of the most goodput so far: where else a peak is looked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,15 +109,21 @@ class Search:
         """Devices and setting of the most goodput. Call it behind `capacity`."""
         for setting in kind.settings:
             self.run(setting, self._leader()[1])
+        far = self._scaled(self._leader()[1], _FAR)
+        for setting in kind.settings:
+            self.run(setting, far)
         leading, at = self._leader()
-        for factor in _FAR:
-            self.run(leading, min(max(1, round(factor * at)), self._most))
+        for factor in _AROUND:
+            self.run(leading, self._scaled(at, factor))
         for factor in self._climbs:
             self._climb(factor)
         for setting in kind.settings if len(self._climbs) > 1 else ():  # the peak has moved: once more
             self.run(setting, self._leader()[1])
         setting, num_devices = self._leader()
         return num_devices, setting
+
+    def _scaled(self, num_devices: int, factor: float) -> int:
+        return min(max(1, round(factor * num_devices)), self._most)
 
     def _leader(self) -> tuple[Setting, int]:
         return max(self.runs, key=lambda key: self.runs[key]["goodput"])

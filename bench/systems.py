@@ -127,8 +127,8 @@ def _published(thresholds: Sequence[float], chunks: Sequence[int], edf_chunks: S
     return Kind("published", [*ours, *edf])
 
 
-def _colocated(rules: Sequence[RuleSpec]) -> Kind:
-    grid = itertools.product(("edf", "continuous"), (192, 256), rules)
+def _colocated(policies: Sequence[str], rules: Sequence[RuleSpec]) -> Kind:
+    grid = itertools.product(policies, (192, 256), rules)
     return Kind("colocated", [Setting("colocated", p, rule, chunk, on_server=True) for p, chunk, rule in grid])
 
 
@@ -150,7 +150,7 @@ FULL: tuple[Kind, ...] = (
     _sled((4, 6, 12, 8), (0.3, 0.6), ((16, 10.0), (64, 0.0), (8, 10.0)), (128, 192)),
     _published((0.7, 0.5, 0.3), (192,), (128, 192)),
     SLO_CENTRAL,
-    _colocated([*(RuleSpec("fixed", n) for n in (1, 2, 3, 4)), RuleSpec("paper", 8, 0.6)]),
+    _colocated(("edf", "continuous"), [*(RuleSpec("fixed", n) for n in (1, 2, 3, 4)), RuleSpec("paper", 8, 0.6)]),
     _fixed_edf((4, 2, 6, 8), (96, 192, 256)),
 )
 FEW: tuple[Kind, ...] = (
@@ -158,7 +158,7 @@ FEW: tuple[Kind, ...] = (
     _sled((4, 8), (0.3,), ((16, 10.0),), (128,)),
     _published((0.7,), (192,), (128,)),
     SLO_CENTRAL,
-    _colocated([RuleSpec("fixed", 1), RuleSpec("fixed", 2)]),
+    _colocated(("edf",), [RuleSpec("fixed", 1), RuleSpec("fixed", 2)]),
     _fixed_edf((4, 2), (96, 192)),
 )
 BASELINES = tuple(kind.name for kind in FULL)
