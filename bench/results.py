@@ -127,8 +127,9 @@ ROWS = (
     Row("the same mix on the profile measured on an H100: capacity / goodput against centralized; SLED", "sensitivity",
         _on_h100, "", " --quick --sensitivity --systems centralized sled"),
     Row("the matrix, 12 cells of short runs: WISP / best other, worst capacity / goodput; the same without co-located "
-        "speculation", "matrix", _of("{matrix_min_capacity} / {matrix_min_goodput}; {matrix_min_capacity_without_colocated} / "
-                      "{matrix_min_goodput_without_colocated}"), ">= 0.97; -"),
+        "speculation", "matrix",
+        _of("{matrix_min_capacity} / {matrix_min_goodput}; {matrix_min_capacity_without_colocated} / "
+            "{matrix_min_goodput_without_colocated}"), ">= 0.97; -"),
     Row("the same cells: capacity / goodput against WISP as published (geometric means)", "matrix",
         _of("{capacity_vs_published_gm} / {goodput_vs_published_gm}"), ">= 1.3"),
     Row("simulator: a minute of 1,000 devices", "simulator", _of("{core_s_1000} s of one core"), "<= 60 s"),

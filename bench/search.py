@@ -2,10 +2,10 @@
 
 Capacity: the usual setting is bisected first. Any other setting has to hold more devices than the best so far, which
 one run tells; only if it does is it followed upwards. So every setting of the sweep is tried, and few runs are long
-ones. Peak goodput: every setting is tried at the number of devices that gave the most so far and with twice as
-many (what gives up a class may do best there); the best one with fewer and a few more too, and it climbs from there, up or
-down, first in large steps, then in small ones. Attainment is taken to fall with the number of devices.
-Runs are random in their sessions, so all this holds to a few percent with one seed.
+ones. Peak goodput: every setting is tried at the number of devices that gave the most so far and with twice as many
+(what gives up a class may do best there); the best one with fewer and a few more too, and it climbs from there, up or
+down, first in large steps, then in small ones. Attainment is taken to fall with the number of devices. Runs are random
+in their sessions, so all this holds to a few percent with one seed.
 """
 
 from __future__ import annotations
