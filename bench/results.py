@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path(__file__).with_name("results")
 BEGIN, END = "<!-- results: made by `wisp-bench results` -->", "<!-- end of results -->"
 Document = Mapping[str, Any]
-_MIX_OPTIONS = " --few --together 3 --systems centralized sled published colocated fixed-edf"
+_MIX_OPTIONS = " --few --together 2 --systems centralized sled published colocated fixed-edf"
 _COMMANDS = {"sensitivity": "goodput"}  # documents that are not called after their command
 
 
