@@ -1,6 +1,6 @@
 """The scheduler decides in the simulator as it decided live: a recorded run, played again in virtual time.
 
-Live: an engine in a thread of its own, the emulated verifier that sleeps for as long as a pass takes, and devices in
+Live: an engine, the emulated verifier that sleeps for as long as a pass takes, and devices in
 threads, with the clock of the machine. Recorded are the messages with the times of their arrival, every look at the
 clock, and every call of the scheduler with what came of it. Then the simulator's engine gets the same messages at the
 same times; it has to make the same calls and to get the same plans, to the last digit.
@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,7 +23,7 @@ from bench.gpu_cost import A100_32G
 from bench.load_options import dilated
 from bench.simulator import Scenario, build_engine
 from bench.workload import Workload
-from tests.test_emulated_verifier import PROFILE, RING
+from tests.test_emulated_verifier import PROFILE, RING, Answers
 from triton_models.emulated_verifier import EmulatedVerifier
 from wisp_plugin.config import EngineConfig
 from wisp_plugin.controller import SpeculationController
@@ -81,7 +82,7 @@ def record_messages(engine: Any, recording: Recording) -> None:
     """Note which messages the engine takes in, and when they had arrived."""
     on_open, on_draft = engine._on_open, engine._on_draft
 
-    def taken_open(message: Open, reply: Inbox, now_s: float) -> None:
+    def taken_open(message: Open, reply: Answers, now_s: float) -> None:
         recording.arrived[-1].append((now_s, message))
         on_open(message, reply, now_s)
 
@@ -92,23 +93,15 @@ def record_messages(engine: Any, recording: Recording) -> None:
     engine._on_open, engine._on_draft = taken_open, taken_draft
 
 
-class Inbox:
-    """A reply that keeps commits for a device."""
+class DeviceReply(Answers):
+    """A reply that hands commits to a device in another thread."""
 
     def __init__(self) -> None:
-        self.commits: queue.SimpleQueue[Commit] = queue.SimpleQueue()
+        super().__init__()
+        self.arriving: queue.SimpleQueue[Commit] = queue.SimpleQueue()
 
     def send(self, commit: Commit) -> None:
-        self.commits.put(commit)
-
-    def finish(self) -> None:
-        pass
-
-    def fail(self, message: str) -> None:
-        raise AssertionError(message)
-
-    def is_cancelled(self) -> bool:
-        return False
+        self.arriving.put(commit)
 
 
 def run_device(engine: Engine, number: int) -> None:
@@ -116,19 +109,19 @@ def run_device(engine: Engine, number: int) -> None:
     prompt = RING.tokens(number, 0, 30 + number)
     slo = Slo(1000.0, (5.0, 8.0, 12.0)[number % 3])
     opened = Open(f"{number:032x}", prompt, len(prompt), NUM_TOKENS, Sampling(seed=number), slo)
-    edge, inbox = EdgeSession(opened, SpeculationController(Fixed(6)), 1), Inbox()
-    engine.submit(edge.reopen(), inbox)
+    edge, reply = EdgeSession(opened, SpeculationController(Fixed(6)), 1), DeviceReply()
+    engine.submit(edge.reopen(), reply)
     while (step := edge.next_step(time.monotonic())) is not Step.DONE:
         if step is Step.SEND:
-            engine.submit(edge.take_message(time.monotonic()), Inbox())
+            engine.submit(edge.take_message(time.monotonic()), Answers())
         elif step is Step.DRAFT:
             job = edge.begin_draft()
-            time.sleep(0.002)
+            time.sleep(0.002)  # what drafting takes
             position = len(job.context)
             token = int(RING.tokens(number, position, position + 1)[0]) ^ (position % 5 == 0)
             edge.on_drafted(job, token, 0.002)
-        while step is Step.WAIT or not inbox.commits.empty():
-            edge.on_commit(inbox.commits.get(timeout=10.0), time.monotonic())
+        while step is Step.WAIT or not reply.arriving.empty():
+            edge.on_commit(reply.arriving.get(timeout=10.0), time.monotonic())
             step = Step.DRAFT
     tokens = edge.generated
     assert np.array_equal(tokens, RING.tokens(number, len(prompt), len(prompt) + NUM_TOKENS))
@@ -149,15 +142,16 @@ def run_live() -> Recording:
     engine = Engine(make_scheduler(config, verifier.pool, Estimator(COSTS)), verifier, config, clock)
     record_calls(engine, recording.calls)
     record_messages(engine, recording)
-    devices = [threading.Thread(target=run_device, args=(engine, number)) for number in range(NUM_DEVICES)]
-    for device in devices:
-        device.start()
     limit_s = time.monotonic() + 60.0
-    while any(device.is_alive() for device in devices):
-        assert time.monotonic() < limit_s, "the devices do not come to an end"
-        recording.arrived.append([])
-        if not engine.step():
-            time.sleep(0.0005)
+    with ThreadPoolExecutor(NUM_DEVICES) as pool:
+        devices = [pool.submit(run_device, engine, number) for number in range(NUM_DEVICES)]
+        while not all(device.done() for device in devices):
+            assert time.monotonic() < limit_s, "the devices do not come to an end"
+            recording.arrived.append([])
+            if not engine.step():
+                engine._inbox.wait(0.01)
+    for device in devices:
+        device.result()  # a device that failed fails the test
     return recording
 
 
@@ -174,7 +168,7 @@ def play_again(recording: Recording) -> list[Call]:
     for messages in recording.arrived:
         for at_s, message in messages:
             arrival_s.append(at_s)
-            engine.submit(message, Inbox())
+            engine.submit(message, Answers())
         engine.step()
     assert not times_s, "the simulator's engine looked at the clock less often"
     return calls
