@@ -15,6 +15,7 @@ finished cell is a JSON line in `--state`; with the same file a stopped run goes
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -90,7 +91,8 @@ def run_cells(
     """Results in the order of `wanted`; those that the file has are taken from there."""
     systems = chosen_kinds(BASELINES, kinds)
     key = key_of(timing, seeds, systems)
-    done = {} if fresh else load_results(path, key, [kind.name for kind in systems])
+    names = [kind.name for kind in systems]
+    done = {} if fresh else load_results(path, key, names, lambda line: print(f"matrix: {line}", file=sys.stderr))
     with Lab(jobs) as lab, Progress(len(wanted), "matrix") as progress:
         for cell in wanted:
             if cell not in done:

@@ -11,8 +11,7 @@ import hashlib
 import json
 import math
 import os
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -70,19 +69,21 @@ def key_of(timing: Timing, seeds: Sequence[int], kinds: Sequence[Kind]) -> str:
     return hashlib.sha256(asked.encode()).hexdigest()[:12]
 
 
-def load_results(path: Path, key: str, systems: Iterable[str] = ()) -> dict[Cell, CellResult]:
+def load_results(
+    path: Path, key: str, systems: Iterable[str] = (), warn: Callable[[str], None] = lambda line: None
+) -> dict[Cell, CellResult]:
     """Finished cells in the file with this key, which have all `systems`; none without a file.
 
-    Says so in a line on stderr if some of them were made by another commit than this one.
+    `warn` is told, in a line, if some of them were made by another commit than this one.
 
     Raises:
         ConfigError: the file cannot be read, or a line that has an end is malformed.
     """
     results: dict[Cell, CellResult] = {}
     makers: dict[Cell, str] = {}
-    for number, line in enumerate(_whole_lines(path), 1):
+    for number, text in enumerate(_whole_lines(path), 1):
         try:
-            document = json.loads(line)
+            document = json.loads(text)
             if document["key"] != key:
                 continue
             result = result_of(document, systems)
@@ -92,7 +93,8 @@ def load_results(path: Path, key: str, systems: Iterable[str] = ()) -> dict[Cell
             raise ConfigError(
                 f"{path}, line {number}: no finished cell ({reason}); remove the line, or take another file"
             ) from None
-    _warn_of_other_commits(path, list(makers.values()))
+    if line := _other_commits(path, list(makers.values())):
+        warn(line)
     return results
 
 
@@ -106,13 +108,13 @@ def _whole_lines(path: Path) -> list[bytes]:
         raise ConfigError(f"{path} cannot be read: {error.strerror}; a file of finished cells is needed") from None
 
 
-def _warn_of_other_commits(path: Path, makers: Sequence[str]) -> None:
+def _other_commits(path: Path, makers: Sequence[str]) -> str | None:
     now = commit() if makers else ""
     others = [maker for maker in makers if maker != now]
-    if others:
-        names = ", ".join(sorted(set(others)))
-        print(f"matrix: {len(others)} of {len(makers)} finished cells in {path} were made by another commit ({names}; "
-              f"this is {now}); --fresh runs them again", file=sys.stderr)  # fmt: skip
+    if not others:
+        return None
+    return (f"{len(others)} of {len(makers)} finished cells in {path} were made by another commit "
+            f"({', '.join(sorted(set(others)))}; this is {now}); --fresh runs them again")  # fmt: skip
 
 
 def append_result(path: Path, key: str, result: CellResult) -> None:

@@ -76,19 +76,18 @@ class TestState:
         append_result(path, "k", other)
         assert load_results(path, "k", NAMES) == {**before, CELL: other}
 
-    def test_lines_of_another_commit_are_told(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_lines_of_another_commit_are_told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        told: list[str] = []
         path = tmp_path / "state.jsonl"
         path.write_text(line_of() + "\n" + line_of("another key", commit="old") + "\n")
         monkeypatch.setattr(matrix_state, "commit", lambda: "new")
-        load_results(path, "k")
-        (line,) = capsys.readouterr().err.splitlines()
+        load_results(path, "k", warn=told.append)
+        (line,) = told
         assert "1 of 1 finished cells" in line
         assert "(abc; this is new)" in line
         monkeypatch.setattr(matrix_state, "commit", lambda: "abc")
-        load_results(path, "k")
-        assert capsys.readouterr().err == ""
+        load_results(path, "k", warn=told.append)
+        assert told == [line]
 
 
 class TestFigures:
