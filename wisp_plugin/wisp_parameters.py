@@ -21,7 +21,7 @@ class WispParameters:
     holds: bool = True  # False: whoever is due takes part in every pass
     hold_load: float = 0.3  # from this predicted load on, sessions wait for drafts that are on their way
     draft_grace_s: float = 0.02  # drafts that are so late are not on their way any more
-    young_turns: float = 8.0  # whoever has had fewer turns is expected to get as many tokens from each as others do
+    young_turns: int = 8  # whoever has had fewer turns is expected to get as many tokens from each as others do
     late_first_tokens: float = 8.0  # a first token that is late already queues as if it were needed in so many tpot
     least_survival: float = 0.4  # of a draft token in a pass that has no room for everything
     # Prefill
