@@ -96,13 +96,14 @@ def draft_step_costs(llm: Llm = QWEN3_06B, gpu: Gpu = A100, norm: float = 4.0) -
     return Costs((max(costs.memory[0], floor_s), *costs.memory[1:]), costs.arithmetic, norm)
 
 
-def kv_tokens(llm: Llm = QWEN3_32B, gpu: Gpu = A100, draft: Llm | None = None) -> int:
-    """Tokens whose KV fits beside the weights; with `draft`, of both models and beside both."""
+def kv_tokens(llm: Llm = QWEN3_32B, gpu: Gpu = A100, draft: Llm | None = None, draft_share: float = 1.0) -> int:
+    """Tokens whose KV fits beside the weights; with `draft`, beside both, and the draft model has KV of `draft_share`
+    as many."""
     models = [llm, *([draft] if draft else [])]
     free = gpu.usable_memory * gpu.memory_bytes - gpu.activation_bytes - sum(m.weight_bytes for m in models)
     if free <= 0:
         raise ConfigError(f"{llm.name} does not fit into the memory of {gpu.name}")
-    return int(free / sum(m.kv_bytes_per_token for m in models))
+    return int(free / (llm.kv_bytes_per_token + (draft_share * draft.kv_bytes_per_token if draft else 0.0)))
 
 
 def derive(suffix: str = "") -> Profile:

@@ -17,7 +17,7 @@ from wisp_plugin.coupling import count_accepted
 from wisp_plugin.estimator import EMPTY_PASS, Costs, Estimator
 from wisp_plugin.kv_blocks import BlockPool
 from wisp_plugin.kv_pass import reserve
-from wisp_plugin.messages import PassItem, PassOutcome
+from wisp_plugin.messages import PassItem, PassOutcome, Tokens
 from wisp_plugin.server_session import ServerSession
 
 _KV_BLOCK_TOKENS = 32
@@ -59,7 +59,7 @@ class SimulatedVerifier:
         self._events, self._clients = events, clients
         self._costs, self._noise_sigma = Estimator(timing.costs), timing.noise_sigma
         self._rng = np.random.default_rng((timing.seed, 2))
-        self._warm_up_s = timing.warm_up_s
+        self.warm_up_s = timing.warm_up_s
         self._drafting = timing.drafting
 
     def run(self, items: Sequence[PassItem]) -> list[PassOutcome]:
@@ -68,7 +68,7 @@ class SimulatedVerifier:
         expected_s = float(self._costs.predict(EMPTY_PASS + features.sum(axis=0)))
         drafting_s = self._drafting.before(items) if self._drafting is not None else 0.0
         pass_s = expected_s * self._noise() + drafting_s
-        if self._events.now_s >= self._warm_up_s:
+        if self._events.now_s >= self.warm_up_s:
             self._count(items, expected_s - self._costs.predict(EMPTY_PASS + features), pass_s)
         self._count_drafts(items)
         reserve(self.pool, items)
@@ -78,6 +78,15 @@ class SimulatedVerifier:
     def release(self, session: str) -> None:
         """See `engine.Verifier`."""
         self.pool.release(session)
+
+    def num_committed(self, session_id: str) -> int:
+        """Committed tokens of a session that the scheduler has."""
+        return self._session(session_id).num_committed
+
+    def _session(self, session_id: str) -> ServerSession:
+        if session_id not in self._known:
+            self._known |= {session.id: session for session in self.sessions()}
+        return self._known[session_id]
 
     def _choose(self, item: PassItem) -> PassOutcome:
         first, target = item.first_choice_position, self._clients[item.session].tokens.target
@@ -93,11 +102,9 @@ class SimulatedVerifier:
 
     def _count_drafts(self, items: Sequence[PassItem]) -> None:
         for item in items:
-            if item.session not in self._known:
-                self._known |= {session.id: session for session in self.sessions()}
-            num_buffered = self._known[item.session].drafts.num_tokens
+            num_buffered = self._session(item.session).drafts.num_tokens
             self.record.verified += item.num_draft_tokens
-            self.record.trimmed += num_buffered - item.num_draft_tokens
+            self.record.trimmed += max(0, num_buffered - item.num_draft_tokens)
 
     def note_end(self, session_id: str) -> None:
         """A session has ended, or the run has: keep what its server side has counted."""
@@ -120,3 +127,36 @@ class SimulatedVerifier:
         num_classes = len(record.num_places)
         record.interference_s += np.bincount(classes, interference_s, num_classes)
         record.num_places += np.bincount(classes, minlength=num_classes)
+
+
+class SimulatedDraftModel:
+    """A draft model on the server, in virtual time: a step takes what `costs` say, and it drafts as the devices do."""
+
+    def __init__(
+        self, costs: Costs, kv_tokens: int, target: SimulatedVerifier, events: EventQueue,
+        clients: Mapping[str, SimulatedClient],
+    ) -> None:  # fmt: skip
+        """It drafts before the passes of `target`."""
+        self.pool = BlockPool(-(-kv_tokens // _KV_BLOCK_TOKENS), _KV_BLOCK_TOKENS)
+        self._costs, self._target, self._events, self._clients = Estimator(costs), target, events, clients
+        self._warm_up_s = target.warm_up_s
+
+    def run(self, items: Sequence[PassItem]) -> list[PassOutcome]:
+        """See `engine.Verifier`."""
+        step_s = float(self._costs.predict(EMPTY_PASS + member_features(items).sum(axis=0)))
+        reserve(self.pool, items)
+        if self._events.now_s >= self._warm_up_s:
+            self._target.record.own_drafting_s += step_s
+        self._events.advance(self._events.now_s + step_s)
+        return [PassOutcome(item.session, self._draft(item)) for item in items]
+
+    def release(self, session: str) -> None:
+        """See `engine.Verifier`."""
+        self.pool.release(session)
+
+    def _draft(self, item: PassItem) -> Tokens:
+        if item.is_prefill_chunk:
+            return np.empty(0, np.int32)
+        num_committed = self._target.num_committed(item.session)
+        token, _ = self._clients[item.session].tokens.draft(num_committed, len(item.tokens))
+        return np.array([token], np.int32)

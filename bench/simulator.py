@@ -20,11 +20,12 @@ from bench.report import Progress
 from bench.sim_client import ClientSettings, DraftsAlong, SessionTokens, SimulatedClient, SimulationError
 from bench.sim_colocated import MESSAGE_TOKENS, DraftingCost
 from bench.sim_result import ServerRecord, SimResult
-from bench.sim_verifier import PassTiming, SimulatedVerifier
+from bench.sim_verifier import PassTiming, SimulatedDraftModel, SimulatedVerifier
 from bench.virtual_time import EventQueue
 from bench.workload import SessionSpec, Workload
 from wisp_plugin.config import EngineConfig
 from wisp_plugin.controller import SpeculationController
+from wisp_plugin.drafting_verifier import DraftingVerifier
 from wisp_plugin.engine import Engine
 from wisp_plugin.estimator import Costs, Estimator
 from wisp_plugin.messages import Commit, Draft, Mode, Open, Status
@@ -43,7 +44,9 @@ class Scenario:
     `costs` is the true cost of a pass, `believed_costs` what the estimator starts with (None: the truth).
     `noise_sigma`: lognormal noise on the time of a pass, mean 1. `drain`: no session starts after `duration_s`, and
     the run ends with the last one. `engine`: overrides of `EngineConfig`. `colocated`: what a step of the draft model
-    costs on the server, which then drafts for thin devices (None: devices draft).
+    costs on the server, which then drafts for thin devices (None: devices draft). `server_draft`: the same of a draft
+    model that the scheduler uses where devices have nothing ready (see `wisp_plugin.server_drafts`; None: there is
+    none), which has KV of `server_draft_kv_tokens`.
     """
 
     workload: Workload = field(default_factory=Workload)
@@ -64,6 +67,8 @@ class Scenario:
     engine: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     colocated: Costs | None = None
+    server_draft: Costs | None = None
+    server_draft_kv_tokens: int = 131_072
 
     def client_settings(self) -> ClientSettings:
         """What all its devices have in common."""
@@ -88,14 +93,23 @@ class Scenario:
         return replace(self, workload=replace(self.workload, seed=seed), seed=seed)
 
 
-def build_engine(scenario: Scenario, verifier: SimulatedVerifier, clock: Callable[[], float]) -> Engine:
-    """The real engine with the scenario's policy."""
+def build_engine(
+    scenario: Scenario,
+    verifier: SimulatedVerifier,
+    clock: Callable[[], float],
+    draft: SimulatedDraftModel | None = None,
+) -> Engine:
+    """The real engine with the scenario's policy, and with `draft` beside the target if the server drafts as well."""
     room = max(256, 2 * scenario.workload.num_devices)
     config = EngineConfig(**{"max_sessions": room, "max_pass_sessions": room, "max_load": 0.0, **scenario.engine})
     estimator = Estimator(scenario.believed_costs or scenario.costs)
     make_policy = POLICIES[scenario.policy] if isinstance(scenario.policy, str) else scenario.policy
-    scheduler = Scheduler(make_policy(config, estimator), config, verifier.pool, estimator)
-    return Engine(scheduler, verifier, config, clock)
+    draft_steps = Estimator(scenario.server_draft) if scenario.server_draft else None
+    scheduler = Scheduler(make_policy(config, estimator), config, verifier.pool, estimator, draft_steps)
+    if draft is None or draft_steps is None:
+        return Engine(scheduler, verifier, config, clock)
+    drafting = DraftingVerifier(verifier, draft, draft.pool, draft_steps, clock)
+    return Engine(scheduler, drafting, config, clock, drafting_s=lambda: drafting.drafting_s)
 
 
 def simulate(scenario: Scenario) -> SimResult:
@@ -146,7 +160,11 @@ class _World:
         timing = PassTiming(scenario.costs, scenario.noise_sigma, scenario.seed, scenario.warm_up_s, self._drafting)
         record = ServerRecord.of(len(scenario.workload.classes))
         self.verifier = SimulatedVerifier(timing, scenario.kv_tokens, record, self.events, self._clients)
-        self._engine = build_engine(scenario, self.verifier, lambda: self.events.now_s)
+        draft = None
+        if scenario.server_draft:
+            room = scenario.server_draft_kv_tokens
+            draft = SimulatedDraftModel(scenario.server_draft, room, self.verifier, self.events, self._clients)
+        self._engine = build_engine(scenario, self.verifier, lambda: self.events.now_s, draft)
         self.verifier.sessions = lambda: self._engine.scheduler.sessions
         self._settings = scenario.client_settings()
         self._devices = scenario.workload.devices()

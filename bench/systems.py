@@ -6,11 +6,13 @@
     slo-central    policy `wisp` without drafts: what scheduling alone brings
     colocated      drafts made on the server at its cost; continuous batching, or earliest deadline first
     fixed-edf      `free`, a fixed draft length, earliest deadline first
-    wisp           `free`, `price`, `wisp`: ours, one set of constants everywhere
-    wisp-*         ours without its controller, without its scheduler, without holding
+    wisp           `free`, `price`, `wisp`: ours, one set of constants everywhere; only devices draft, or a draft model
+                   beside the target as well, for who has nothing ready (setting `server_draft`, which takes KV memory)
+    wisp-edge-only ours without that draft model
+    wisp-no-*      ours with it, without drafts of devices, without its controller, its scheduler, its holding
 
 A setting is a `Setting`; `Kind` lists those of a system, the usual one first. All have the same KV memory, but that
-`colocated` keeps its draft model and its KV there too.
+what drafts on the server keeps its draft model and its KV there too.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ from wisp_plugin.wisp_policy import Wisp, WispParameters
 WHOLE = 2048  # tokens of a pass: no prompt of the workload is longer
 NO_DRAFTS = RuleSpec("fixed", 0)
 PRICE = RuleSpec("price")
+SIX, THREE = RuleSpec("fixed", 6), RuleSpec("fixed", 3)
+DRAFT_KV_SHARE = 0.7  # of the target's tokens, whose KV a draft model holds that does not draft for everybody
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,7 @@ class Setting:
     mode: Mode = Mode.FREE
     batch: tuple[int, float] | None = None
     on_server: bool = False
+    server_drafts: int = 0  # draft tokens per pass that the server may add where devices have nothing ready
     decodes_first: bool = False  # `continuous`: prefill gets what running sessions leave of a pass
     parameters: WispParameters | None = None
 
@@ -53,14 +58,21 @@ class Setting:
         engine: dict[str, Any] = {"max_pass_tokens": self.chunk}
         if self.batch is not None:
             engine |= {"static_batch_sessions": self.batch[0], "static_batch_wait_ms": self.batch[1]}
+        has_draft, share = self.on_server or self.server_drafts > 0, DRAFT_KV_SHARE if self.server_drafts else 1.0
+        num_kv = kv_tokens(draft=QWEN3_06B, draft_share=share) if has_draft else base.kv_tokens
+        if self.server_drafts:
+            engine["max_server_drafts"] = self.server_drafts
+        step = draft_step_costs(norm=base.costs.norm)
         return replace(
             base,
             policy=self._policy(),
             mode=self.mode,
             controller=ControllerOf(self.rule, draft),
             engine=engine,
-            colocated=draft_step_costs(norm=base.costs.norm) if self.on_server else None,
-            kv_tokens=kv_tokens(draft=QWEN3_06B) if self.on_server else base.kv_tokens,
+            colocated=step if self.on_server else None,
+            server_draft=step if self.server_drafts else None,
+            server_draft_kv_tokens=int(share * num_kv),
+            kv_tokens=num_kv,
         )
 
     def _policy(self) -> Any:
@@ -71,6 +83,8 @@ class Setting:
     def __str__(self) -> str:
         policy = f"{self.policy}, decodes first" if self.decodes_first else self.policy
         parts = [policy, str(self.rule) if self.rule != NO_DRAFTS else "no drafts", f"chunk {self.chunk}"]
+        if self.server_drafts:
+            parts.append(f"{self.server_drafts} server drafts")
         if self.batch:
             parts.append(f"batch {self.batch[0]} / {self.batch[1]:g} ms")
         return ", ".join(parts)
@@ -86,10 +100,10 @@ class Kind:
     @property
     def sees(self) -> tuple[str, ...]:
         """Fields of a cell, beside SLO, link and profile, that make a difference to the system: without drafts neither
-        the devices nor the draft does, with drafts made on the server the draft alone."""
-        if all(setting.rule == NO_DRAFTS for setting in self.settings):
-            return ()
-        return ("draft",) if all(setting.on_server for setting in self.settings) else ("speeds", "draft")
+        the devices nor the draft does, with thin devices and drafts made on the server the draft alone."""
+        is_thin = all(setting.rule == NO_DRAFTS or setting.on_server for setting in self.settings)
+        on_server = any(setting.on_server or setting.server_drafts for setting in self.settings)
+        return ("draft",) if is_thin and on_server else () if is_thin else ("speeds", "draft")
 
     def only(self, setting: Setting) -> Kind:
         """The system with one setting."""
@@ -137,12 +151,16 @@ def _fixed_edf(lengths: Sequence[int], chunks: Sequence[int]) -> Kind:
     return Kind("fixed-edf", [*settings, *(replace(settings[0], chunk=c) for c in chunks[1:])])
 
 
-WISP = Kind("wisp", [Setting("wisp", "wisp", PRICE, WHOLE)])
+_EDGE_ONLY = Setting("wisp", "wisp", PRICE, WHOLE)
+_OURS = replace(_EDGE_ONLY, server_drafts=4)
+WISP = Kind("wisp", [_EDGE_ONLY, _OURS])
 SLO_CENTRAL = Kind("slo-central", [Setting("slo-central", "wisp", NO_DRAFTS, WHOLE)])
 ABLATIONS = (
-    Kind("wisp-no-controller", [Setting("wisp-no-controller", "wisp", RuleSpec("fixed", n), WHOLE) for n in (6, 3)]),
-    Kind("wisp-no-scheduler", [Setting("wisp-no-scheduler", "continuous", PRICE, c) for c in (96, 192)]),
-    Kind("wisp-no-holding", [Setting("wisp-no-holding", "wisp", PRICE, WHOLE, parameters=WispParameters(holds=False))]),
+    Kind("wisp-edge-only", [replace(_EDGE_ONLY, system="wisp-edge-only")]),
+    Kind("wisp-no-devices", [replace(_OURS, system="wisp-no-devices", rule=NO_DRAFTS)]),
+    Kind("wisp-no-controller", [replace(_OURS, system="wisp-no-controller", rule=rule) for rule in (SIX, THREE)]),
+    Kind("wisp-no-scheduler", [replace(_OURS, system="wisp-no-scheduler", policy="edf", chunk=c) for c in (96, 192)]),
+    Kind("wisp-no-holding", [replace(_OURS, system="wisp-no-holding", parameters=WispParameters(holds=False))]),
 )
 # What the full sweeps try; `FEW` are those that were best in the default mix, and their neighbours.
 FULL: tuple[Kind, ...] = (

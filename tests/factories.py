@@ -64,7 +64,7 @@ def make_candidates(num_sessions: int, survival: Any = (), **columns: Any) -> Ca
         "num_cached": 10.0, "num_uncached": 1.0, "needed_s": 1.0, "tpot_s": 0.1, "next_draft_s": np.inf,
         "ready_s": 0.0, "tokens_per_turn": 1.0, "is_lost": 0.0, "opened_s": 0.0,
         "draft_gap_s": 0.0, "acceptance": 0.75, "way_s": 0.0, "worth_tokens": 0.0, "worth_gain": 0.0,
-        "is_new_chain": 0.0, "is_sync": 0.0, "num_turns": 50.0,
+        "is_new_chain": 0.0, "is_sync": 0.0, "num_turns": 50.0, "num_left": 100.0, "own_acceptance": 0.75,
     }  # fmt: skip
     rows = np.asarray(survival, np.float64)
     rows = np.broadcast_to(rows, (num_sessions, rows.shape[-1])).copy()

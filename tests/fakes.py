@@ -13,6 +13,7 @@ import numpy as np
 from tests.factories import ids, make_config, make_estimator, make_session, session_id
 from wisp_plugin.config import EngineConfig
 from wisp_plugin.coupling import count_accepted
+from wisp_plugin.drafting_verifier import DraftingVerifier
 from wisp_plugin.engine import Engine
 from wisp_plugin.estimator import Costs, Estimator
 from wisp_plugin.kv_blocks import BlockPool, Slots, token_slots
@@ -98,9 +99,14 @@ class FakeVerifier:
     """
 
     def __init__(
-        self, num_blocks: int = 64, block_tokens: int = 4, on_run: Callable[[], None] = lambda: None
+        self,
+        num_blocks: int = 64,
+        block_tokens: int = 4,
+        on_run: Callable[[], None] = lambda: None,
+        chooses: Callable[[Tokens], int] = target_token,
     ) -> None:
         self.pool = BlockPool(num_blocks, block_tokens)
+        self._chooses = chooses
         self.passes: list[tuple[PassItem, ...]] = []
         self._kv = np.full(self.pool.num_tokens, -1, np.int32)
         self._on_run = on_run
@@ -126,7 +132,7 @@ class FakeVerifier:
 
     def _choose(self, item: PassItem) -> PassOutcome:
         first = item.first_choice_position
-        chosen = np.array([target_token(item.tokens[: first + i]) for i in range(item.num_choices)], np.int32)
+        chosen = np.array([self._chooses(item.tokens[: first + i]) for i in range(item.num_choices)], np.int32)
         num_kept = len(item.tokens) if item.is_prefill_chunk else first + count_accepted(item.tokens[first:], chosen)
         self.pool.truncate(item.session, num_kept)
         self.pool.remember(item.session, item.tokens[:num_kept])
@@ -142,11 +148,19 @@ def make_engine(
     clock: FakeClock,
     config: EngineConfig | None = None,
     on_failure: Callable[[], None] = lambda: None,
+    server_draft: FakeVerifier | None = None,
 ) -> Engine:
-    """An engine without a thread: tests call `step`."""
+    """An engine without a thread: tests call `step`. `server_draft`: a draft model beside the verifier."""
     config = config or EngineConfig()
-    scheduler = make_scheduler(config, verifier.pool, make_estimator())
-    return Engine(scheduler, verifier, config, clock, on_failure=on_failure)
+    if server_draft is None:
+        scheduler = make_scheduler(config, verifier.pool, make_estimator())
+        return Engine(scheduler, verifier, config, clock, on_failure=on_failure)
+    steps = Estimator(Costs(memory=(0.001, 0, 0, 0, 0, 0), arithmetic=(0.0, 0, 1e-5, 0, 0, 0)))
+    drafting = DraftingVerifier(verifier, server_draft, server_draft.pool, steps, clock)
+    scheduler = make_scheduler(config, verifier.pool, make_estimator(), steps)
+    return Engine(
+        scheduler, drafting, config, clock, on_failure=on_failure, drafting_s=lambda: drafting.drafting_s
+    )
 
 
 class ServingLoop:

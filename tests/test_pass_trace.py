@@ -42,10 +42,10 @@ def test_a_line() -> None:
         "pass": 1, "time_s": 7.5, "wait_s": 0.001, "predicted_s": 0.02, "measured_s": 0.0251, "price": 0.5,
         "load": 0.75, "held": 3, "trimmed": 4, "evicted": ["eeeeeeee"],
         "items": [
-            {"session": "ffffffff", "reason": "prefill", "cached": 0, "new": 2, "drafts": 0, "accepted": 0,
-             "committed": 0, "slack_s": 1.0},
-            {"session": "89abcdef", "reason": "need", "cached": 2, "new": 3, "drafts": 2, "accepted": 1,
-             "committed": 2, "slack_s": -0.25},
+            {"session": "ffffffff", "reason": "prefill", "cached": 0, "new": 2, "drafts": 0,
+             "server_drafts": 0, "accepted": 0, "committed": 0, "slack_s": 1.0},
+            {"session": "89abcdef", "reason": "need", "cached": 2, "new": 3, "drafts": 2,
+             "server_drafts": 0, "accepted": 1, "committed": 2, "slack_s": -0.25},
         ],
     }  # fmt: skip
 

@@ -13,7 +13,8 @@ from wisp_plugin.errors import ConfigError
 from wisp_plugin.estimator import Costs
 from wisp_plugin.kv_admission import IDLE_S
 from wisp_plugin.messages import BatchPlan, Mode, Slo, Status
-from wisp_plugin.scheduler import POLICIES, make_scheduler, plan_features
+from wisp_plugin.pass_features import plan_features
+from wisp_plugin.scheduler import POLICIES, make_scheduler
 from wisp_plugin.wisp_policy import WispParameters
 
 COSTS = (

@@ -30,6 +30,8 @@ class TritonPythonModel:
         pb_adapter.log_to_triton()
         try:
             verifier_config, config = read_settings(json.loads(args["model_config"]))
+            if verifier_config.server_draft:
+                raise ConfigError("parameter 'server_draft' is for wisp_verifier; here drafts come with their requests")
             self._trace = open_trace(config)
             verifier = load_verifier(verifier_config)
             self._limits = wire_limits(verifier, config)

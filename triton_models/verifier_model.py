@@ -7,24 +7,21 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from triton_models import pb_adapter
-from triton_models.emulated_verifier import EmulatedVerifier, is_emulated, load_emulated
+from triton_models.emulated_verifier import EmulatedVerifier
+from triton_models.engine_parts import build_engine, load_draft, load_verifier, profile_of
 from triton_models.local_server import LocalServer
 from triton_models.model_settings import read_settings, wire_limits
 from triton_models.reply_sender import ReplySender, SendingEngine
 from triton_models.termination import on_termination
 from triton_models.watcher import Watcher
-from wisp_plugin.config import EngineConfig, VerifierConfig
-from wisp_plugin.engine import Engine
+from wisp_plugin.config import EngineConfig
 from wisp_plugin.errors import WispError
-from wisp_plugin.estimator import Estimator
 from wisp_plugin.pass_trace import PassTrace
-from wisp_plugin.profile import Profile, load_profile
-from wisp_plugin.scheduler import make_scheduler
+from wisp_plugin.profile import Profile
 
 if TYPE_CHECKING:  # torch is imported only when a real target is loaded
     from triton_models.torch_verifier import TorchVerifier
@@ -48,10 +45,11 @@ class TritonPythonModel:
             verifier = load_verifier(verifier_config)
             self._limits = wire_limits(verifier, engine_config)
             profile = profile_of(verifier, engine_config)
+            server_draft = load_draft(verifier_config, engine_config, verifier)
             self._sender = None if verifier.device_name == "cpu" else ReplySender()
             self._engine = build_engine(
                 verifier, engine_config, profile.estimator(), lambda: _leave(args["model_name"], self._sender),
-                self._trace, self._sender,
+                self._trace, self._sender, server_draft,
             )  # fmt: skip
             self._receiver = SendingEngine(self._engine, self._sender) if self._sender else self._engine
             self._local = LocalServer(self._engine.submit, self._limits)
@@ -90,39 +88,6 @@ class TritonPythonModel:
             self._watcher.stop()
             if self._trace is not None:
                 self._trace.close()
-
-
-def load_verifier(config: VerifierConfig) -> TorchVerifier | EmulatedVerifier:
-    """The target that `config` names. Raises ModelError or ConfigError."""
-    if is_emulated(config.target):
-        return load_emulated(config)
-    from triton_models import torch_verifier
-
-    return torch_verifier.load_verifier(config)
-
-
-def profile_of(verifier: TorchVerifier | EmulatedVerifier, config: EngineConfig) -> Profile:
-    """What the estimator starts with. An emulated target's own unless `config` names another. Raises ConfigError."""
-    if isinstance(verifier, EmulatedVerifier):
-        return verifier.profile if config.profile == "auto" else load_profile(Path(config.profile).expanduser())
-    from triton_models.profiling import ensure_profile
-
-    return ensure_profile(verifier, config, lambda line: log.info("wisp_verifier: %s", line))
-
-
-def build_engine(
-    verifier: TorchVerifier | EmulatedVerifier,
-    config: EngineConfig,
-    estimator: Estimator,
-    on_failure: Callable[[], None],
-    trace: PassTrace | None = None,
-    sender: ReplySender | None = None,
-) -> Engine:
-    """The engine with its collaborators; a `sender` is told when passes run."""
-    scheduler = make_scheduler(config, verifier.pool, estimator)
-    if sender is None:
-        return Engine(scheduler, verifier, config, on_failure=on_failure, trace=trace)
-    return Engine(scheduler, sender.watch(verifier), config, on_failure=on_failure, trace=trace, on_idle=sender.let_go)
 
 
 def open_trace(config: EngineConfig) -> PassTrace | None:

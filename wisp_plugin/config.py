@@ -41,13 +41,21 @@ class VerifierConfig:
     # layers by torch.compile, and passes recorded as CUDA graphs: auto (on a GPU, what works there) | graphs (both, or
     # an error) | always (compiled layers or an error, nothing recorded) | never (neither)
     compile: str = "auto"
+    # a small model of the same tokenizer that drafts for sessions whose device has nothing ready (an id or a folder as
+    # `target`; empty: only devices draft), its dtype, and the tokens whose KV it holds; 0: as many as the target
+    server_draft: str = ""
+    server_draft_dtype: str = "auto"
+    server_draft_kv_tokens: int = 0
 
     def __post_init__(self) -> None:
-        _check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        for name in ("dtype", "server_draft_dtype"):
+            _check_choice(name, getattr(self, name), ("auto", "float32", "bfloat16", "float16"))
         _check_choice("compile", self.compile, ("auto", "graphs", "always", "never"))
         _check_range("kv_block_tokens", self.kv_block_tokens, 1, 1024)
         _check_range("kv_tokens", self.kv_tokens, 2 * self.kv_block_tokens, 1 << 30)
         _check_range("num_threads", self.num_threads, 0, 1024)
+        if self.server_draft_kv_tokens:
+            _check_range("server_draft_kv_tokens", self.server_draft_kv_tokens, 2 * self.kv_block_tokens, 1 << 30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +66,7 @@ class EngineConfig:
     max_sessions: int = 512  # open at once; one more is answered `overloaded`
     max_pass_tokens: int = 512  # new tokens of one pass; longer prefills are cut into chunks
     max_pass_sessions: int = 256  # sessions of one pass
+    max_server_drafts: int = 4  # draft tokens per session and pass that a draft model on the server makes
     max_draft_ahead: int = 64  # draft tokens in front of a session's committed tokens
     max_unacked_tokens: int = 1024  # commits beyond the client's SEEN before a session is paused
     max_queued_messages: int = 16_384  # messages waiting for the engine thread
@@ -76,6 +85,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for name in ("max_sessions", "max_pass_tokens", "max_pass_sessions", "max_draft_ahead", "max_queued_messages"):
             _check_range(name, getattr(self, name), 1, 1 << 24)
+        _check_range("max_server_drafts", self.max_server_drafts, 1, 64)
         # A client that drafts nothing acknowledges every 64 tokens (edge_session.ACK_TOKENS): leave it twice that.
         _check_range("max_unacked_tokens", self.max_unacked_tokens, 128, 1 << 24)
         for name in ("linger_s", "ttft_ms", "tpot_ms"):

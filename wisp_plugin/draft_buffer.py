@@ -45,10 +45,29 @@ class DraftCounts:
         return DraftCounts(self.received, self.verified, self.accepted, self.late, self.stale)
 
 
+class AcceptanceRate:
+    """Learnt probability that a draft token is accepted if all before it were."""
+
+    __slots__ = ("_accepted", "_rejected")
+
+    def __init__(self) -> None:
+        self._accepted, self._rejected = _PRIOR_ACCEPTED, _PRIOR_REJECTED
+
+    @property
+    def value(self) -> float:
+        """The probability."""
+        return self._accepted / (self._accepted + self._rejected)
+
+    def learn(self, num_accepted: int, num_verified: int) -> None:
+        """Of a chain with `num_verified` tokens the first `num_accepted` were right."""
+        self._accepted = _MEMORY * self._accepted + num_accepted
+        self._rejected = _MEMORY * self._rejected + (num_accepted < num_verified)
+
+
 class DraftBuffer:
     """Draft tokens in `tokens[num_committed : num_committed + num_tokens]`."""
 
-    __slots__ = ("_accepted", "_chain_end", "_chain_start", "_rejected", "_survival", "_tokens", "counts", "num_tokens")
+    __slots__ = ("_chain_end", "_chain_start", "_rate", "_survival", "_tokens", "counts", "num_tokens")
 
     def __init__(self, tokens: Tokens) -> None:
         """`tokens` is the session's array, as long as the session may become."""
@@ -58,12 +77,12 @@ class DraftBuffer:
         self._survival = np.ones(len(tokens), np.float32)  # by position, since the start of the chain
         self._chain_start = 0
         self._chain_end: int | None = None  # where the next message must continue; None: chain broken
-        self._accepted, self._rejected = _PRIOR_ACCEPTED, _PRIOR_REJECTED
+        self._rate = AcceptanceRate()
 
     @property
     def acceptance(self) -> float:
         """Learnt probability that a draft token is accepted if all before it were."""
-        return self._accepted / (self._accepted + self._rejected)
+        return self._rate.value
 
     def survival(self, num_committed: int) -> npt.NDArray[np.float32]:
         """Survival of each buffered token, float32 `[num_tokens]`, never increasing."""
@@ -122,8 +141,7 @@ class DraftBuffer:
         if num_verified:
             self.counts.verified += num_verified
             self.counts.accepted += num_accepted
-            self._accepted = _MEMORY * self._accepted + num_accepted
-            self._rejected = _MEMORY * self._rejected + (num_accepted < num_verified)
+            self._rate.learn(num_accepted, num_verified)
         if self._chain_end is None:
             return
         num_shared = min(len(committed), self.num_tokens)

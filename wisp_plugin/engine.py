@@ -50,15 +50,17 @@ class Engine:
         on_failure: Callable[[], None] = lambda: None,
         trace: PassTrace | None = None,
         on_idle: Callable[[], None] = lambda: None,
+        drafting_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         """`on_failure` is called after all open requests were failed, `on_idle` at every turn with nothing to run;
-        `trace` takes every pass."""
+        `trace` takes every pass; `drafting_s` tells how much of the newest pass went into drafting on the server."""
         self.scheduler = scheduler
         self._verifier = verifier
         self._config = config
         self._clock = clock
         self._on_failure = on_failure
         self._on_idle = on_idle
+        self._drafting_s = drafting_s
         self.telemetry = Telemetry(parse_slo_classes(config.slo_classes), trace)
         self._table = SessionTable(config.linger_s, max_detached=4 * config.max_sessions)
         self._inbox = Inbox(config.max_queued_messages, clock, lambda: self.telemetry.on_refused(BY_QUEUE))
@@ -131,7 +133,7 @@ class Engine:
             self._on_idle()
             return False
         outcomes, started_s, measured_s = self._run(plan)
-        commits = self.scheduler.complete(plan, outcomes, started_s, measured_s)
+        commits = self.scheduler.complete(plan, outcomes, started_s, measured_s, self._drafting_s())
         self._respond(commits)
         self.telemetry.on_pass(record, members, commits, started_s, measured_s)
         return True

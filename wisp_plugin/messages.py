@@ -177,6 +177,9 @@ class PassItem:
     `num_draft_tokens` draft tokens). It chooses a token behind the last committed token and behind each
     draft token, that is `num_draft_tokens + 1` of them, unless `is_prefill_chunk`: then the tokens stop
     short of the committed end and nothing is chosen.
+
+    `num_to_draft`: so many draft tokens more, which the server makes itself behind `tokens` before the pass
+    (`server_drafts`); they are part of the counts below.
     """
 
     session: str
@@ -187,20 +190,21 @@ class PassItem:
     is_prefill_chunk: bool = False
     logprobs: bool = False
     reason: str = ""
+    num_to_draft: int = 0
 
     def __post_init__(self) -> None:
         assert 0 <= self.num_cached < len(self.tokens) - self.num_draft_tokens, "a pass computes a committed token"
-        assert not self.is_prefill_chunk or not self.num_draft_tokens, "a chunk carries no drafts"
+        assert not self.is_prefill_chunk or not self.num_draft_tokens + self.num_to_draft, "a chunk carries no drafts"
 
     @property
     def num_new_tokens(self) -> int:
         """Tokens of this session that the pass computes."""
-        return len(self.tokens) - self.num_cached
+        return len(self.tokens) - self.num_cached + self.num_to_draft
 
     @property
     def num_choices(self) -> int:
         """Tokens that the verifier chooses for this session."""
-        return 0 if self.is_prefill_chunk else self.num_draft_tokens + 1
+        return 0 if self.is_prefill_chunk else self.num_draft_tokens + self.num_to_draft + 1
 
     @property
     def first_choice_position(self) -> int:
@@ -239,9 +243,11 @@ class PassOutcome:
 
     `chosen` is int32 `[num_choices]`; choices behind the first difference to the draft mean nothing.
     `logprobs` is float32 of the same length if asked for: of the chosen tokens, from the distribution
-    before filters at temperature 1.
+    before filters at temperature 1. `drafted`: what the server drafted behind the item's tokens, at most
+    `num_to_draft` tokens (None: nothing).
     """
 
     session: str
     chosen: Tokens
     logprobs: npt.NDArray[np.float32] | None = None
+    drafted: Tokens | None = None

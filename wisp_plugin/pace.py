@@ -134,7 +134,8 @@ class PaceMeter:
         A rejected token was in the pass, and so was every accepted one. Older messages are forgotten.
         """
         is_corrected = commit.origin[-1] == Origin.CORRECTION
-        last_seen = commit.end if is_corrected else commit.end - 1
+        # Tokens that the server drafted itself tell nothing about what has arrived there.
+        last_seen = commit.end if is_corrected else commit.start + int((commit.origin == Origin.ACCEPTED).sum())
         sent_s = None
         while self._sent and self._sent[0][0] <= last_seen:
             end, at_s = self._sent.popleft()

@@ -68,8 +68,8 @@ def last_origin(commit: Commit) -> int:
 
 
 def num_accepted(commit: Commit) -> int:
-    """Accepted draft tokens of a commit with tokens: all but the last are, and the last perhaps."""
-    return len(commit.tokens) - (last_origin(commit) != _ACCEPTED)
+    """Accepted draft tokens of its device in a commit."""
+    return commit.origin.tobytes().count(_ACCEPTED)
 
 
 def trace_line(record: PassRecord) -> str:
@@ -102,6 +102,7 @@ def _item(item: PassItem, slack_s: float) -> dict[str, Any]:
         "cached": item.num_cached,
         "new": item.num_new_tokens,
         "drafts": item.num_draft_tokens,
+        "server_drafts": item.num_to_draft,
         "accepted": 0,
         "committed": 0,
         "slack_s": round(slack_s, _DECIMALS),

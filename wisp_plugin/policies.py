@@ -31,6 +31,7 @@ class Choice:
 
     `num_committed` uncached tokens are computed (fewer than all: a chunk of prefill) and `num_drafts` draft tokens
     verified. `reasons` says for each member why it takes part. `wake_s`: when to decide again if nothing arrives.
+    `num_to_draft`: draft tokens that the server is to make itself, behind those (None: none; see `server_drafts`).
     """
 
     members: Ints
@@ -38,11 +39,18 @@ class Choice:
     num_drafts: Ints
     reasons: tuple[str, ...]
     wake_s: float = math.inf
+    num_to_draft: Ints | None = None
 
     def only(self, kept: Ints) -> Choice:
         """The members with the indices `kept`."""
         reasons = tuple([self.reasons[i] for i in kept.tolist()])
-        return Choice(self.members[kept], self.num_committed[kept], self.num_drafts[kept], reasons, self.wake_s)
+        own = None if self.num_to_draft is None else self.num_to_draft[kept]
+        return Choice(self.members[kept], self.num_committed[kept], self.num_drafts[kept], reasons, self.wake_s, own)
+
+    @property
+    def all_drafts(self) -> Ints:
+        """Draft tokens of each member, those that the server is to make included."""
+        return self.num_drafts if self.num_to_draft is None else self.num_drafts + self.num_to_draft
 
 
 def expected_commits(c: Candidates, choice: Choice) -> float:

@@ -20,7 +20,7 @@ Bools = npt.NDArray[np.bool_]
 _COLUMNS = (
     "num_cached", "num_uncached", "num_buffered", "needed_s", "tpot_s", "next_draft_s", "ready_s", "tokens_per_turn",
     "is_lost", "opened_s", "draft_gap_s", "acceptance", "way_s",
-    "worth_tokens", "worth_gain", "is_new_chain", "is_sync", "num_turns",
+    "worth_tokens", "worth_gain", "is_new_chain", "is_sync", "num_turns", "num_left", "own_acceptance",
 )  # fmt: skip
 _FIRST_ROWS = 64
 
@@ -36,7 +36,8 @@ class Candidates:
     cannot be met any more. `draft_gap_s`: between its draft messages, `acceptance`: of its draft tokens, `way_s`: half
     a round trip, as far as they are known; `worth_tokens` and `worth_gain`: what is waited for behind a rejection (see
     `ServerSession`), `is_new_chain` 1 if the last commit left no draft chain; `is_sync` 1 in mode `sync`;
-    `num_turns`: passes that have given it tokens.
+    `num_turns`: passes that have given it tokens; `num_left`: tokens that it may still commit; `own_acceptance`: of
+    what the server drafts for it.
     """
 
     rows: Ints
@@ -58,6 +59,8 @@ class Candidates:
     is_new_chain: Floats
     is_sync: Floats
     num_turns: Floats
+    num_left: Floats
+    own_acceptance: Floats
     survival: Floats
 
     def __len__(self) -> int:
@@ -128,6 +131,8 @@ class Roster:
             session.drafts.is_new(session.num_committed),
             session.opened.mode is Mode.SYNC,
             session.num_turns,
+            session.num_left,
+            session.own_rate.value,
         )
         if num_buffered:
             self._survival[row, :num_buffered] = session.drafts.survival(session.num_committed)

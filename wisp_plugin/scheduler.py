@@ -20,11 +20,13 @@ import numpy as np
 from wisp_plugin.admission import predicted_load, prefill_wait_s, retry_after_s
 from wisp_plugin.config import EngineConfig
 from wisp_plugin.errors import ConfigError
-from wisp_plugin.estimator import EMPTY_PASS, Estimator, Floats, item_features, token_features
+from wisp_plugin.estimator import EMPTY_PASS, Estimator, item_features, token_features
 from wisp_plugin.kv_admission import KvAccount, KvAdmission, Share
 from wisp_plugin.messages import BatchPlan, Commit, Open, PassItem, PassOutcome, Timing
+from wisp_plugin.pass_features import pass_features
 from wisp_plugin.policies import Choice, Continuous, Edf, Fcfs, Policy, expected_commits
 from wisp_plugin.roster import Candidates, Roster
+from wisp_plugin.server_drafts import ServerDrafts
 from wisp_plugin.server_session import ServerSession
 from wisp_plugin.wisp_policy import Wisp
 
@@ -39,8 +41,13 @@ POLICIES: dict[str, Callable[[EngineConfig, Estimator], Policy]] = {
 class Scheduler:
     """Sessions that may be served, and the two questions asked about them: what next, and what did it give."""
 
-    def __init__(self, policy: Policy, config: EngineConfig, kv: KvAccount, estimator: Estimator) -> None:
+    def __init__(
+        self, policy: Policy, config: EngineConfig, kv: KvAccount, estimator: Estimator,
+        draft_steps: Estimator | None = None,
+    ) -> None:  # fmt: skip
+        """`draft_steps`: what a step of a draft model on the server takes, if there is one (see `server_drafts`)."""
         self.estimator = estimator
+        self._server_drafts = ServerDrafts(estimator, draft_steps, config.max_server_drafts) if draft_steps else None
         self._policy = policy
         self._config = config
         self._kv = kv
@@ -138,25 +145,35 @@ class Scheduler:
         admission = None if self._has_room(candidates) else self._admission(candidates, now_s)
         if admission is not None:
             candidates = self._only(candidates, admission.eligible())
-        choice = self._without_twins(candidates, self._policy.choose(candidates, now_s))
+        choice, drafting_s = self._choose(candidates, now_s)
         if admission is not None:
             choice = self._fit(candidates, choice, admission)
         predicted_s, price = self._predict(candidates, choice)
         return BatchPlan(
             items=self._items(candidates, choice),
             evict=tuple(admission.evicted) if admission is not None else (),
-            predicted_s=predicted_s,
+            predicted_s=predicted_s + drafting_s,
             price=price,
             num_held=num_candidates - len(choice.members),
             num_trimmed_tokens=int(candidates.num_buffered[choice.members].sum() - choice.num_drafts.sum()),
             wake_s=choice.wake_s,
         )
 
+    def _choose(self, candidates: Candidates, now_s: float) -> tuple[Choice, float]:
+        """What the policy wants, what the server should draft for it, and the seconds that drafting takes."""
+        if self._server_drafts is None:
+            return self._without_twins(candidates, self._policy.choose(candidates, now_s)), 0.0
+        offered = self._server_drafts.offer(candidates)
+        choice = self._without_twins(offered, self._policy.choose(offered, now_s))
+        return self._server_drafts.settle(candidates, offered, choice)
+
     def _items(self, candidates: Candidates, choice: Choice) -> tuple[PassItem, ...]:
         sessions = self._roster.sessions
         rows = candidates.rows[choice.members].tolist()
-        columns = zip(rows, choice.num_committed.tolist(), choice.num_drafts.tolist(), choice.reasons, strict=True)
-        return tuple([sessions[row].pass_item(*part) for row, *part in columns])
+        columns: list[Sequence[object]] = [choice.num_committed.tolist(), choice.num_drafts.tolist(), choice.reasons]
+        if choice.num_to_draft is not None:
+            columns.append(choice.num_to_draft.tolist())
+        return tuple([sessions[row].pass_item(*part) for row, *part in zip(rows, *columns, strict=True)])
 
     def _without_twins(self, candidates: Candidates, choice: Choice) -> Choice:
         """Without prefills that would compute the same block as another one of this pass: they share it afterwards."""
@@ -177,7 +194,8 @@ class Scheduler:
     def _has_room(self, c: Candidates) -> bool:
         """True if there are blocks for everybody's next pass: the usual case, and a quick answer."""
         size = self._kv.block_tokens
-        most = np.ceil((c.num_cached + c.num_uncached + c.num_buffered + 1) / size) - c.num_cached // size
+        num_own = self._config.max_server_drafts if self._server_drafts else 0
+        most = np.ceil((c.num_cached + c.num_uncached + c.num_buffered + num_own + 1) / size) - c.num_cached // size
         return bool(most.sum() <= self._kv.num_free)
 
     def _admission(self, candidates: Candidates, now_s: float) -> KvAdmission:
@@ -191,14 +209,16 @@ class Scheduler:
     def _fit(self, c: Candidates, choice: Choice, admission: KvAdmission) -> Choice:
         """The part of a choice that KV memory allows."""
         sessions = [self._roster.sessions[row] for row in c.rows[choice.members].tolist()]
-        parts = zip(sessions, choice.num_committed.tolist(), choice.num_drafts.tolist(), strict=True)
+        parts = zip(sessions, choice.num_committed.tolist(), choice.all_drafts.tolist(), strict=True)
         num_drafts = {share.session.id: share.num_drafts for share in admission.fit([Share(*part) for part in parts])}
         fitting = choice.only(np.array([i for i, s in enumerate(sessions) if s.id in num_drafts], np.int64))
-        return dataclasses.replace(fitting, num_drafts=np.array(list(num_drafts.values()), np.int64))
+        fitted = np.array(list(num_drafts.values()), np.int64)
+        own = None if choice.num_to_draft is None else np.maximum(0, fitted - fitting.num_drafts)
+        return dataclasses.replace(fitting, num_drafts=np.minimum(fitted, fitting.num_drafts), num_to_draft=own)
 
     def _predict(self, c: Candidates, choice: Choice) -> tuple[float, float]:
         """Predicted seconds of a pass, and the price: commits displaced by one more draft token (section 7)."""
-        members, num_drafts = choice.members, choice.num_drafts
+        members, num_drafts = choice.members, choice.all_drafts
         if not len(members):
             return 0.0, 0.0
         commits = choice.num_committed == c.num_uncached[members]  # the others compute a chunk and choose nothing
@@ -213,9 +233,13 @@ class Scheduler:
     # -- complete -----------------------------------------------------------------------------------------------
 
     def complete(
-        self, plan: BatchPlan, outcomes: Sequence[PassOutcome], started_s: float, measured_s: float
-    ) -> list[Commit]:
-        """Apply the outcomes of a pass; one commit for each member that got tokens."""
+        self, plan: BatchPlan, outcomes: Sequence[PassOutcome], started_s: float, measured_s: float,
+        drafting_s: float = 0.0,
+    ) -> list[Commit]:  # fmt: skip
+        """Apply the outcomes of a pass; one commit for each member that got tokens.
+
+        `drafting_s`: the part of `measured_s` in which the server drafted.
+        """
         commits = []
         predicted_us, measured_us = round(1e6 * plan.predicted_s), round(1e6 * measured_s)
         for item, outcome in zip(plan.items, outcomes, strict=True):
@@ -228,12 +252,14 @@ class Scheduler:
             self.note(session)
             if commit is not None:
                 commits.append(commit)
-        self._may_share = any(item.num_new_tokens - item.num_draft_tokens > 1 for item in plan.items)
-        self.estimator.observe(plan_features(plan), measured_s)
+        self._may_share = any(len(item.tokens) - item.num_draft_tokens - item.num_cached > 1 for item in plan.items)
+        self.estimator.observe(pass_features(plan.items, outcomes), measured_s - drafting_s)
         return commits
 
 
-def make_scheduler(config: EngineConfig, kv: KvAccount, estimator: Estimator) -> Scheduler:
+def make_scheduler(
+    config: EngineConfig, kv: KvAccount, estimator: Estimator, draft_steps: Estimator | None = None
+) -> Scheduler:
     """The scheduler with the policy that `config` names.
 
     Raises:
@@ -241,11 +267,4 @@ def make_scheduler(config: EngineConfig, kv: KvAccount, estimator: Estimator) ->
     """
     if config.policy not in POLICIES:
         raise ConfigError(f"policy is {config.policy!r}; allowed: {', '.join(POLICIES)}")
-    return Scheduler(POLICIES[config.policy](config, estimator), config, kv, estimator)
-
-
-def plan_features(plan: BatchPlan) -> Floats:
-    """Features of a planned pass, `[F]`."""
-    columns = np.array([(item.num_cached, item.num_new_tokens, item.num_choices) for item in plan.items]).T
-    result: Floats = EMPTY_PASS + item_features(*columns).sum(axis=0)
-    return result
+    return Scheduler(POLICIES[config.policy](config, estimator), config, kv, estimator, draft_steps)

@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from wisp_plugin.coupling import count_accepted
-from wisp_plugin.draft_buffer import DraftBuffer
+from wisp_plugin.draft_buffer import AcceptanceRate, DraftBuffer
 from wisp_plugin.errors import InvalidRequest
 from wisp_plugin.messages import (
     Commit,
@@ -36,6 +36,7 @@ class ServerSession:
     `next_draft_s` is when its next draft tokens are expected (inf: none are on the way), `draft_gap_s` the time between
     draft messages, as the client told it last (None: it does not draft). `worth_tokens` is how many draft tokens behind
     a rejection the device thinks worth waiting for, `worth_gain` how many of them are likely to be accepted, smoothed.
+    `own_rate` is the acceptance of what the server drafted for the session itself.
     """
 
     def __init__(self, opened: Open, now_s: float) -> None:
@@ -57,6 +58,7 @@ class ServerSession:
         self._tokens = np.empty(opened.end, np.int32)
         self._origin = np.zeros(opened.end, np.uint8)
         self.drafts = DraftBuffer(self._tokens)
+        self.own_rate = AcceptanceRate()
         self._append(opened.tokens, Origin.DECODED)
         self.draft_gap_s: float | None = None
         self.worth_tokens = self.worth_gain = 0.0
@@ -148,10 +150,10 @@ class ServerSession:
 
     # -- passes -------------------------------------------------------------------------------------------------
 
-    def pass_item(self, num_uncached: int, num_drafts: int, reason: str = "") -> PassItem:
+    def pass_item(self, num_uncached: int, num_drafts: int, reason: str = "", num_to_draft: int = 0) -> PassItem:
         """This session's part of a pass: `num_uncached` (> 0) committed tokens, and behind all of them `num_drafts`
-        draft tokens. Fewer than all uncached tokens are a chunk of prefill. `tokens` is a view that holds until the
-        next draft or commit of the session."""
+        draft tokens and `num_to_draft` that the server is to draft. Fewer than all uncached tokens are a chunk of
+        prefill. `tokens` is a view that holds until the next draft or commit of the session."""
         num_cached = self.num_cached
         end = num_cached + num_uncached
         return PassItem(
@@ -163,6 +165,7 @@ class ServerSession:
             end < self.num_committed,
             self.opened.logprobs,
             reason,
+            num_to_draft,
         )
 
     def commit(
@@ -177,9 +180,14 @@ class ServerSession:
             self.ready_since_s = now_s  # a chunk is a turn: the next one queues behind those who wait
             return None
         start, num_drafts = self.num_committed, item.num_draft_tokens
-        num_accepted = count_accepted(item.tokens[start:], outcome.chosen)
-        tokens, origin = self._until_end(outcome.chosen[: num_accepted + 1], num_accepted, num_drafts)
-        self.drafts.on_commit(tokens, start, num_drafts, min(num_accepted, len(tokens)))
+        num_right = count_accepted(item.tokens[start:], outcome.chosen)  # of the device's draft
+        num_accepted = num_right
+        if outcome.drafted is not None and num_right == num_drafts:
+            num_own = count_accepted(outcome.drafted, outcome.chosen[num_drafts:])
+            self.own_rate.learn(num_own, len(outcome.drafted))
+            num_accepted += num_own
+        tokens, origin = self._until_end(outcome.chosen[: num_accepted + 1], num_right, num_drafts)
+        self.drafts.on_commit(tokens, start, num_drafts, min(num_right, len(tokens)))
         self._has_stopped = False
         self.num_cached = start + min(num_accepted, len(tokens))
         self._append(tokens, origin)
@@ -202,9 +210,13 @@ class ServerSession:
             # The device drafts on, or from here again, once it has the commit.
             self.next_draft_s = now_s + 2 * self.timeline.way_s + self.draft_gap_s
 
-    def _until_end(self, chosen: Tokens, num_accepted: int, num_drafts: int) -> tuple[Tokens, Origins]:
-        """Cut `chosen` behind the first EOS or at the length limit, name origins, and set the status."""
-        own = Origin.DECODED if num_drafts == 0 else Origin.BONUS if num_accepted == num_drafts else Origin.CORRECTION
+    def _until_end(self, chosen: Tokens, num_right: int, num_drafts: int) -> tuple[Tokens, Origins]:
+        """Cut `chosen` behind the first EOS or at the length limit, name origins, and set the status.
+
+        Origins tell what became of the device's draft, of which the first `num_right` tokens were accepted: tokens
+        that the server drafted itself are decoded ones to the device.
+        """
+        own = Origin.DECODED if num_drafts == 0 else Origin.BONUS if num_right == num_drafts else Origin.CORRECTION
         length = min(len(chosen), self.opened.end - self.num_committed)
         if self.num_committed + length == self.opened.end:
             self.status = Status.LENGTH
@@ -214,7 +226,9 @@ class ServerSession:
                 self.status = Status.EOS
                 break
         origin = np.full(length, Origin.ACCEPTED, np.uint8)
-        origin[num_accepted:] = own
+        origin[num_right:] = Origin.DECODED
+        if length == len(chosen):
+            origin[-1] = own
         return chosen[:length], origin
 
     def _append(self, tokens: Tokens, origin: Origins | Origin) -> None:

@@ -17,13 +17,13 @@ from wisp_plugin.config import DEFAULT_SLO_CLASS
 from wisp_plugin.draft_buffer import DraftCounts
 from wisp_plugin.estimator import Estimator
 from wisp_plugin.kv_admission import KvAccount
-from wisp_plugin.messages import BatchPlan, Commit, Origin
+from wisp_plugin.messages import BatchPlan, Commit, Origin, PassItem
 from wisp_plugin.metric_set import FALSE, MIN_JUDGED_DRAFTS, TRUE, MetricSet
 from wisp_plugin.metrics import Family, Kind
-from wisp_plugin.pass_trace import PassRecord, PassTrace, last_origin
+from wisp_plugin.pass_trace import PassRecord, PassTrace, last_origin, num_accepted
 from wisp_plugin.server_session import ServerSession
 
-_ACCEPTED, _CORRECTION = int(Origin.ACCEPTED), int(Origin.CORRECTION)
+_CORRECTION = int(Origin.CORRECTION)
 CUSTOM_SLO_CLASS = "custom"  # label of an SLO that the client gave in numbers
 
 
@@ -47,6 +47,8 @@ class Totals:
     received_tokens: float = _counter("Draft tokens received")
     verified_tokens: float = _counter("Draft tokens verified by passes")
     accepted_tokens: float = _counter("Draft tokens accepted")
+    server_drafted_tokens: float = _counter("Draft tokens that the server was to make itself")
+    server_accepted_tokens: float = _counter("Of those, accepted")
     late_tokens: float = _counter("Draft tokens whose position was committed before they arrived")
     stale_tokens: float = _counter("Draft tokens drafted on a prefix that turned out different")
     trimmed_tokens: float = _counter("Buffered draft tokens of members left out of a pass, summed over passes")
@@ -118,7 +120,7 @@ class Telemetry:
         record.waited_s = None if self._ended_s is None else started_s - self._ended_s
         self._ended_s = started_s + measured_s
         totals, metrics, plan = self.totals, self.metrics, record.plan
-        num_new = sum([len(item.tokens) - item.num_cached for item in plan.items])
+        num_new = sum([item.num_new_tokens for item in plan.items])
         num_tokens, accepted = self._count_turns(record)
         totals.passes += 1
         totals.pass_seconds += measured_s
@@ -152,16 +154,22 @@ class Telemetry:
                 held[0] += 1
                 held[1] += length
             if item.num_draft_tokens:
-                last = last_origin(commit)
-                if last == _CORRECTION:
+                if last_origin(commit) == _CORRECTION:
                     rejected_at.append(length - 1)
-                accepted += length - (last != _ACCEPTED)
+                accepted += num_accepted(commit)
+            if item.num_to_draft:
+                self._count_own(item, commit)
         self.metrics.first_rejection.observe_all(rejected_at)
         self.metrics.turns.add(held[0], TRUE)
         self.metrics.turns.add(len(record.commits) - held[0], FALSE)
         self.metrics.turn_tokens.add(held[1], TRUE)
         self.metrics.turn_tokens.add(num_tokens - held[1], FALSE)
         return num_tokens, accepted
+
+    def _count_own(self, item: PassItem, commit: Commit) -> None:
+        """What the server drafted itself: behind the device's part of a commit, but its last token."""
+        self.totals.server_drafted_tokens += item.num_to_draft
+        self.totals.server_accepted_tokens += max(0, len(commit.tokens) - num_accepted(commit) - 1)
 
     def on_drafts(self, before: DraftCounts, after: DraftCounts) -> None:
         """Count what a draft message, or a new stream, has changed about a session's counts."""

@@ -190,3 +190,19 @@ def test_origins_tell_where_tokens_came_from(server: ServerProcess, drafting: Ca
         assert commit.timing.num_sessions == 1
         assert commit.timing.measured_us > 0
     assert commits[-1].status is Status.LENGTH
+
+
+def test_a_draft_model_on_the_server_changes_passes_and_no_token(
+    make_own_server: ServerFactory, judge: Judge, drafting: Callable[..., Drafting]
+) -> None:
+    """The target in bfloat16 beside itself in fp32: for thin clients, and behind what a device has drafted."""
+    settings = {"server_draft": "default", "server_draft_dtype": "bfloat16", "server_draft_kv_tokens": 4_096}
+    with running(make_own_server(settings)) as server:
+        for precision, sampling in ((None, GREEDY), (None, SAMPLED), ("int4", SAMPLED)):
+            results = run_three(server, drafting, precision, Mode.FREE, sampling)
+            for i, (prompt, tokens) in enumerate(zip(prompts(), results, strict=True)):
+                assert len(tokens) == NUM_TOKENS
+                judge.check(prompt, tokens, dataclasses.replace(sampling, seed=sampling.seed + i))
+        totals = server_totals(server)
+        assert totals["server_accepted_tokens"] > 0  # how many pay depends on the speed of this machine
+        assert totals["server_accepted_tokens"] <= totals["server_drafted_tokens"]

@@ -1,0 +1,279 @@
+"""Drafts of the server's own: worth their time, behind those of devices, and never a wrong token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.factories import ids, make_candidates, make_draft, make_open, make_session, session_id
+from tests.fakes import FakeClock, FakeReply, FakeVerifier, draft_token, make_engine, target_alone, target_token
+from wisp_plugin.drafting_verifier import DraftingVerifier
+from wisp_plugin.estimator import Costs, Estimator
+from wisp_plugin.messages import Mode, Origin, PassItem, PassOutcome, Sampling, Status, Timing
+from wisp_plugin.policies import Choice
+from wisp_plugin.roster import Candidates
+from wisp_plugin.server_drafts import ServerDrafts
+
+
+def steps_of(step_s: float) -> Estimator:
+    return Estimator(Costs(memory=(step_s, 0, 0, 0, 0, 0), arithmetic=(0, 0, 0, 0, 0, 0)))
+
+
+def target() -> Estimator:
+    """10 ms a pass, and not much for a token."""
+    return Estimator(Costs(memory=(0.01, 0, 0, 0, 0, 0), arithmetic=(0.002, 0, 2e-4, 0, 0, 0)))
+
+
+def everyone(c: Candidates) -> Choice:
+    """All candidates, with all that is buffered."""
+    num_sessions = len(c)
+    members, committed = np.arange(num_sessions), c.num_uncached.astype(np.int64)
+    return Choice(members, committed, c.num_buffered.astype(np.int64), ("turn",) * num_sessions)
+
+
+def settled(c: Candidates, step_s: float, max_tokens: int = 4, rounds: int = 4) -> tuple[Choice, float]:
+    """What is settled on after some passes in which everybody took part with everything."""
+    drafts = ServerDrafts(target(), steps_of(step_s), max_tokens)
+    for _ in range(rounds):
+        offered = drafts.offer(c)
+        choice, drafting_s = drafts.settle(c, offered, everyone(offered))
+    return choice, drafting_s
+
+
+class TestWorth:
+    def test_cheap_steps_are_taken_as_far_as_they_win_and_dear_ones_are_not(self) -> None:
+        c = make_candidates(4, own_acceptance=0.9)
+        cheap, cheap_s = settled(c, 1e-4)
+        assert cheap.num_to_draft is not None
+        assert (cheap.num_to_draft >= 2).all()
+        assert cheap_s == pytest.approx(1e-4 * cheap.num_to_draft.max())
+        dear, dear_s = settled(c, 0.05)
+        assert dear.num_to_draft is None
+        assert dear_s == 0.0
+
+    def test_among_many_sessions_a_step_has_to_win_more(self) -> None:
+        few, _ = settled(make_candidates(4, own_acceptance=0.7), 5e-3, max_tokens=1)
+        many, _ = settled(make_candidates(5, own_acceptance=0.7), 5e-3, max_tokens=1)
+        assert few.num_to_draft is not None
+        assert many.num_to_draft is None
+
+    def test_the_likelier_are_drafted_for_first(self) -> None:
+        choice, _ = settled(make_candidates(20, own_acceptance=[0.95, 0.02] * 10), 1e-4)
+        assert choice.num_to_draft is not None
+        assert choice.num_to_draft[1::2].max() == 0
+        assert choice.num_to_draft[::2].min() > 0
+
+    def test_one_step_more_than_paid_is_offered(self) -> None:
+        drafts, c = ServerDrafts(target(), steps_of(1e-4), 4), make_candidates(2, own_acceptance=0.95)
+        depths = []
+        for _ in range(6):
+            offered = drafts.offer(c)
+            depths.append(int(offered.num_buffered[0]))
+            drafts.settle(c, offered, everyone(offered))
+        assert depths[:3] == [1, 2, 3]
+        assert max(depths) <= 4
+
+    def test_nothing_for_sync_nor_behind_the_end(self) -> None:
+        c = make_candidates(3, own_acceptance=0.95, is_sync=[1.0, 0.0, 0.0], num_left=[50.0, 1.0, 50.0])
+        choice, _ = settled(c, 1e-4)
+        assert choice.num_to_draft is not None
+        assert choice.num_to_draft[:2].tolist() == [0, 0]
+        assert choice.num_to_draft[2] > 0
+
+    def test_survival_goes_on_where_the_devices_draft_ends(self) -> None:
+        c = make_candidates(2, survival=[[0.9, 0.6], [0.0, 0.0]], own_acceptance=0.5)
+        offered = ServerDrafts(target(), steps_of(1e-4), 1).offer(c)
+        assert offered.survival.tolist() == [pytest.approx([0.9, 0.6, 0.3]), pytest.approx([0.5, 0.0, 0.0])]
+        assert offered.num_buffered.tolist() == [3.0, 1.0]
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.data())
+    def test_what_is_settled_is_part_of_what_was_wanted(self, data: st.DataObject) -> None:
+        num_sessions = data.draw(st.integers(1, 6))
+        levels = st.lists(st.floats(0.05, 1.0), min_size=3, max_size=3).map(lambda row: sorted(row, reverse=True))
+        survival = np.array(data.draw(st.lists(levels, min_size=num_sessions, max_size=num_sessions)))
+        survival *= np.arange(3) < np.array(data.draw(_counts(num_sessions, 3)))[:, None]
+        c = make_candidates(
+            num_sessions,
+            survival=survival,
+            own_acceptance=data.draw(st.lists(st.floats(0.01, 1.0), min_size=num_sessions, max_size=num_sessions)),
+            num_left=np.array(data.draw(_counts(num_sessions, 9))) + 1.0 + 3.0,
+        )
+        drafts = ServerDrafts(target(), steps_of(data.draw(st.sampled_from([1e-5, 1e-3, 0.1]))), 3)
+        for _ in range(3):
+            offered = drafts.offer(c)
+            wanted = everyone(offered)
+            choice, drafting_s = drafts.settle(c, offered, wanted)
+            assert (choice.num_drafts == c.num_buffered).all()  # what devices have sent is left alone
+            assert (choice.all_drafts <= wanted.num_drafts).all()
+            assert (choice.all_drafts < c.num_left).all()
+            assert (drafting_s > 0) == (choice.num_to_draft is not None and bool(choice.num_to_draft.any()))
+
+
+def _counts(length: int, most: int) -> Any:
+    return st.lists(st.integers(0, most), min_size=length, max_size=length)
+
+
+class TestCommits:
+    def give(self, chosen: tuple[int, ...], drafts: tuple[int, ...], drafted: tuple[int, ...]) -> tuple[Any, Any]:
+        """A pass in which the device's draft is `drafts` and the server's `drafted`; the commit and the session."""
+        session = make_session()
+        if drafts:
+            session.on_draft(make_draft(3, *drafts), 0.0)
+        item = session.pass_item(session.num_uncached, len(drafts), "", len(drafted))
+        assert item.num_choices == len(drafts) + len(drafted) + 1
+        outcome = PassOutcome(session.id, ids(*chosen), drafted=ids(*drafted))
+        return session.commit(item, outcome, Timing(), 1.0), session
+
+    def test_tokens_of_the_server_are_decoded_ones_to_the_device(self) -> None:
+        commit, session = self.give((5, 6, 7, 8), (5,), (6, 7))
+        assert commit.tokens.tolist() == [5, 6, 7, 8]
+        assert commit.origin.tolist() == [Origin.ACCEPTED, Origin.DECODED, Origin.DECODED, Origin.BONUS]
+        assert session.num_cached == 6
+        assert session.drafts.counts.accepted == session.drafts.counts.verified == 1
+
+    def test_without_a_draft_of_the_device_all_are_decoded(self) -> None:
+        commit, session = self.give((5, 6, 7), (), (5, 9))
+        assert commit.tokens.tolist() == [5, 6]
+        assert commit.origin.tolist() == [Origin.DECODED, Origin.DECODED]
+        assert session.own_rate.value < 0.75
+        assert session.drafts.acceptance == 0.75  # the device's is another
+
+    def test_behind_a_rejection_nothing_of_the_server_counts(self) -> None:
+        commit, session = self.give((4, 6, 7), (5,), (6,))
+        assert commit.tokens.tolist() == [4]
+        assert commit.origin.tolist() == [Origin.CORRECTION]
+        assert session.own_rate.value == 0.75
+
+    def test_the_end_of_the_session_cuts_them(self) -> None:
+        session = make_session(max_new_tokens=3, eos_token_ids=(6,))
+        item = session.pass_item(session.num_uncached, 0, "", 2)
+        commit = session.commit(item, PassOutcome(session.id, ids(5, 6, 7), drafted=ids(5, 6)), Timing(), 1.0)
+        assert commit is not None
+        assert commit.tokens.tolist() == [5, 6]
+        assert session.status is Status.EOS
+
+
+def serve(num_blocks: int, draft_blocks: int, seed: int, num_sessions: int = 4, good: bool = True) -> tuple[Any, Any]:
+    """Sessions whose devices draft now and then beside a server that drafts too; replies and the engine."""
+    random, clock = np.random.default_rng(seed), FakeClock()
+
+    def tick() -> None:
+        clock.now_s += 0.01
+
+    verifier = FakeVerifier(num_blocks, on_run=tick)
+    draft = FakeVerifier(draft_blocks, on_run=tick, chooses=target_token if good else draft_token)
+    engine = make_engine(verifier, clock, server_draft=draft)
+    replies = [FakeReply() for _ in range(num_sessions)]
+    for number, reply in enumerate(replies):
+        prompt = random.integers(0, 7, 5 + 5 * number).tolist()
+        engine.submit(make_open(session=session_id(number), prompt=prompt, max_new_tokens=20), reply)
+    for _ in range(300):
+        for number, reply in enumerate(replies):
+            if reply.commits and not reply.ended and random.random() < 0.3:
+                tokens = random.integers(0, 7, 3).tolist()
+                engine.submit(make_draft(reply.commits[-1].end, *tokens, session=session_id(number)), FakeReply())
+        if not engine.step():
+            clock.now_s += 0.01
+        draft.pool.check_integrity()
+    random = np.random.default_rng(seed)
+    for number, reply in enumerate(replies):
+        prompt = random.integers(0, 7, 5 + 5 * number)
+        assert reply.tokens == target_alone(prompt, len(prompt) + 20)[len(prompt) :]
+    assert not draft.pool.sessions()
+    assert not verifier.pool.sessions()
+    return engine, draft
+
+
+class TestServing:
+    @pytest.mark.parametrize("good", [True, False])
+    @pytest.mark.parametrize("seed", range(4))
+    def test_the_targets_own_tokens_in_fewer_passes(self, good: bool, seed: int) -> None:
+        engine, _ = serve(256, 256, seed, good=good)
+        totals = engine.telemetry.totals
+        assert totals.server_accepted_tokens > 0
+        assert totals.server_accepted_tokens <= totals.server_drafted_tokens
+        assert totals.commits < totals.committed_tokens * (0.8 if good else 0.95)
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_little_memory_costs_drafts_and_nothing_else(self, seed: int) -> None:
+        engine, _ = serve(256, 8, seed)
+        assert engine.telemetry.totals.committed_tokens == 80
+
+    def test_no_memory_for_anybody_is_no_drafts(self) -> None:
+        engine, draft = serve(256, 1, 0)
+        assert engine.telemetry.totals.server_accepted_tokens == 0
+        assert not draft.passes
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_a_target_short_of_memory(self, seed: int) -> None:
+        serve(14, 64, seed)
+
+
+class TestDraftingVerifier:
+    def make(self, **options: Any) -> tuple[DraftingVerifier, FakeVerifier]:
+        draft = FakeVerifier(64)
+        return DraftingVerifier(FakeVerifier(64), draft, draft.pool, steps_of(1e-3), FakeClock(), **options), draft
+
+    def item(self, tokens: Any, num_cached: int = 0, to_draft: int = 2, session: str = session_id(1)) -> PassItem:
+        return PassItem(session, np.asarray(tokens, np.int32), num_cached, 0, Sampling(), num_to_draft=to_draft)
+
+    def test_it_drafts_what_is_wanted_and_catches_up(self) -> None:
+        drafting, draft = self.make()
+        (outcome,) = drafting.run([self.item([1, 2, 3])])
+        assert outcome.drafted is not None
+        assert outcome.drafted.tolist() == outcome.chosen[:2].tolist() == target_alone(ids(1, 2, 3), 5)[3:]
+        assert len(outcome.chosen) == 3
+        committed = [1, 2, 3, *outcome.chosen.tolist()]
+        drafting.run([self.item(committed, 5, to_draft=0)])
+        assert len(draft.passes) == 2  # nobody wanted anything
+        further = [*committed, target_token(ids(*committed))]
+        drafting.run([self.item(further, 6)])
+        assert [item.num_cached for (item,) in draft.passes[2:]] == [4, 7]  # its own last token had no KV yet
+
+    def test_a_rejected_chain_is_cut(self) -> None:
+        drafting, draft = self.make()
+        drafting.run([self.item([1, 2, 3])])
+        drafting.run([self.item([1, 2, 3, 6, 6], 3)])
+        assert draft.passes[-2][0].num_cached in (3, 4)
+        assert draft.passes[-2][0].tokens.tolist() == [1, 2, 3, 6, 6]
+
+    def test_a_session_beyond_its_context_gets_nothing(self) -> None:
+        drafting, draft = self.make(max_context_tokens=4)
+        (outcome,) = drafting.run([self.item([1, 2, 3])])
+        assert outcome.drafted is None
+        assert len(outcome.chosen) == 1
+        assert not draft.passes
+
+    def test_a_long_prompt_is_caught_up_with_in_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("wisp_plugin.drafting_verifier.MAX_CATCH_UP_TOKENS", 4)
+        drafting, draft = self.make()
+        prompt = [1, 2, 3, 4, 5, 6]
+        (outcome,) = drafting.run([self.item(prompt)])
+        assert outcome.drafted is None
+        (outcome,) = drafting.run([self.item([*prompt, target_token(ids(*prompt))], 6)])
+        assert outcome.drafted is not None
+        assert [item.num_cached for (item,) in draft.passes] == [0, 4, 7]
+
+    def test_release_is_of_both(self) -> None:
+        drafting, draft = self.make()
+        drafting.run([self.item([1, 2, 3])])
+        assert draft.pool.sessions()
+        drafting.release(session_id(1))
+        assert not draft.pool.sessions()
+        drafting.release(session_id(1))
+
+
+def test_sync_sessions_are_served_as_before() -> None:
+    clock = FakeClock()
+    engine = make_engine(FakeVerifier(64), clock, server_draft=FakeVerifier(64))
+    reply = FakeReply()
+    engine.submit(make_open(mode=Mode.SYNC), reply)
+    for _ in range(5):
+        engine.step()
+        clock.now_s += 0.01
+    assert [len(commit.tokens) for commit in reply.commits] == [1]

@@ -1,0 +1,130 @@
+"""Drafts that the server makes itself, for sessions whose device has none ready: for whom, and how many.
+
+A device behind a slow link or with a slow processor has nothing ready when a tight SLO wants the next pass. A small
+model beside the target then drafts for all such sessions together, one step per token: co-located speculation, inside
+the passes of this scheduler and behind what the devices have sent. A device that drafts fast and well enough gets none.
+The output is the same either way (DESIGN.md section 3).
+
+The policy decides as if these tokens waited in the buffers already (`offer`). Unlike those of devices they take the
+server's time before the pass, so they have to pay for that (`settle`): a step is taken for as many members, the
+likeliest first, as make the expected tokens per second of the pass the highest, and among many sessions only if what
+it adds is worth `LEAST_GAIN` times what the pass is worth without it: longer passes cost others their SLO. (Batched
+speculation whose length follows the load: SmartSpec, Liu et al. 2024. How large the gain has to be is an outcome of
+simulations: `bench/SIMULATION.md`.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from wisp_plugin.estimator import EMPTY_PASS, Estimator, item_features, token_features
+from wisp_plugin.policies import Choice
+from wisp_plugin.roster import Candidates, Floats
+from wisp_plugin.wisp_hold import FEW_SESSIONS
+
+LEAST_GAIN = 2.0  # tokens per second that a step adds, over those of the pass without it; 1 among FEW_SESSIONS
+_LOST_VALUE = 0.05  # of a token of a session whose SLO cannot be met any more
+
+
+class ServerDrafts:
+    """See the top of this file. `steps` predicts what a step of the draft model takes, `target` a pass."""
+
+    def __init__(self, target: Estimator, steps: Estimator, max_tokens: int) -> None:
+        """`max_tokens`: draft tokens of a session in a pass at most."""
+        self._target, self._steps, self._max_tokens = target, steps, max_tokens
+        self._num_paid = 0  # steps that paid in the newest pass
+
+    def offer(self, c: Candidates) -> Candidates:
+        """`c` as if what the server could draft for each session waited in its buffer already.
+
+        One step more than paid in the newest pass is offered: what is taken for nothing would keep others out.
+        """
+        room = np.clip(c.num_left - 1.0 - c.num_buffered, 0.0, min(self._num_paid + 1, self._max_tokens))
+        num_own = np.where(c.is_sync > 0, 0.0, room)  # in `sync` there is one commit per draft of the device
+        if not num_own.any():
+            return c
+        num_buffered = c.num_buffered + num_own
+        levels = np.arange(max(int(num_buffered.max()), c.survival.shape[1]))
+        survival = np.zeros((len(c), len(levels)))
+        survival[:, : c.survival.shape[1]] = c.survival
+        has_drafts = np.flatnonzero(c.num_buffered > 0)
+        reached = np.ones(len(c))  # probability that all of the device's draft is right
+        reached[has_drafts] = c.survival[has_drafts, c.num_buffered[has_drafts].astype(np.int64) - 1]
+        behind = levels - c.num_buffered[:, None]
+        own = reached[:, None] * c.own_acceptance[:, None] ** (np.maximum(behind, 0.0) + 1.0)
+        is_own = (behind >= 0.0) & (levels < num_buffered[:, None])
+        return replace(c, num_buffered=num_buffered, survival=np.where(is_own, own, survival))
+
+    def settle(self, c: Candidates, offered: Candidates, choice: Choice) -> tuple[Choice, float]:
+        """`choice` among what was `offered`, less what does not pay, and the seconds that drafting takes.
+
+        `c`: what there is without drafting.
+        """
+        members = choice.members
+        real = np.minimum(choice.num_drafts, c.num_buffered[members].astype(np.int64))
+        wanted = choice.num_drafts - real
+        choice, self._num_paid = replace(choice, num_drafts=real), 0
+        if not wanted.any():
+            return choice, 0.0
+        drafted = self._pass_without(c, offered, choice)
+        counts = np.zeros(len(members), np.int64)
+        context = c.num_cached[members] + choice.num_committed + real
+        token_work = self._target.work(token_features(context))
+        value = np.where(c.is_lost[members] > 0, _LOST_VALUE, 1.0)
+        for step in range(int(wanted.max())):
+            takes = np.flatnonzero((wanted > step) & (counts == step))
+            gain = value[takes] * offered.survival[members[takes], real[takes] + step]
+            order = takes[np.argsort(-gain, kind="stable")]
+            further = self._further(drafted, token_work[order], -np.sort(-gain), self._step_s(context[order] + step))
+            if further is None:
+                break
+            drafted, num_members = further
+            counts[order[:num_members]] += 1
+            self._num_paid = step + 1
+        return (replace(choice, num_to_draft=counts), drafted.drafting_s) if counts.any() else (choice, 0.0)
+
+    def _pass_without(self, c: Candidates, offered: Candidates, choice: Choice) -> _Drafted:
+        """The pass with what devices have drafted."""
+        members, drafts = choice.members, choice.num_drafts
+        chooses = choice.num_committed == c.num_uncached[members]
+        parts = item_features(c.num_cached[members], choice.num_committed + drafts, np.where(chooses, drafts + 1, 0))
+        is_verified = np.arange(offered.survival.shape[1]) < drafts[:, None]
+        tokens = chooses + (offered.survival[members] * is_verified).sum(axis=1)
+        value = np.where(c.is_lost[members] > 0, _LOST_VALUE, 1.0)
+        work = self._target.work(EMPTY_PASS + parts.sum(axis=0))
+        return _Drafted(work, float(value @ tokens), 0.0, LEAST_GAIN if len(c) > FEW_SESSIONS else 1.0)
+
+    def _further(self, before: _Drafted, work: Floats, gain: Floats, step_s: Floats) -> tuple[_Drafted, int] | None:
+        """One more step and for how many members, who add `work` `[M, 2]` and `gain` `[M]`, best first; None: nobody.
+
+        `step_s` `[M]`: what the step takes for the first 1, 2, ... of them.
+        """
+        if not len(gain):
+            return None
+        reached, tokens = before.work + work.cumsum(axis=0), before.tokens + gain.cumsum()
+        seconds = self._target.seconds(reached) + step_s
+        last = int((tokens / (seconds + before.drafting_s)).argmax())
+        pass_s = float(self._target.seconds(before.work))
+        per_s = before.tokens / (pass_s + before.drafting_s)
+        if tokens[last] - before.tokens <= before.least_gain * per_s * (seconds[last] - pass_s):
+            return None
+        drafting_s = before.drafting_s + float(step_s[last])
+        return _Drafted(reached[last], float(tokens[last]), drafting_s, before.least_gain), last + 1
+
+    def _step_s(self, context: Floats) -> Floats:
+        """Seconds of a step for the first 1, 2, ... of the sessions with `context` tokens."""
+        parts = item_features(context, np.ones(len(context)), 1.0).cumsum(axis=0)
+        return self._steps.predict(EMPTY_PASS + parts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Drafted:
+    """A pass as far as it is drafted: its work `[2]`, the value of the tokens that it is expected to commit, and the
+    seconds of drafting before it. `least_gain`: what a further step has to win."""
+
+    work: Floats
+    tokens: float
+    drafting_s: float
+    least_gain: float
