@@ -105,6 +105,8 @@ def random_candidates(random: np.random.Generator) -> Candidates:
         opened_s=np.zeros(num),
         tokens_per_turn=np.ones(num),
         num_turns=np.full(num, 50.0),
+        num_left=np.full(num, 100.0),
+        own_acceptance=np.full(num, 0.75),
         is_lost=(random.random(num) < 0.05).astype(np.float64),
         survival=survival,
         **dict.fromkeys(_OF_HOLDING, np.zeros(num)),

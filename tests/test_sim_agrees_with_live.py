@@ -61,8 +61,10 @@ def record_calls(engine: Engine, calls: list[Call]) -> None:
         calls.append(("plan", now_s, items, made.evict, made.predicted_s, made.price, made.num_held, made.wake_s))
         return made
 
-    def noted_complete(made: BatchPlan, outcomes: list[PassOutcome], started_s: float, seconds: float) -> list[Commit]:
-        commits: list[Commit] = complete(made, outcomes, started_s, seconds)
+    def noted_complete(
+        made: BatchPlan, outcomes: list[PassOutcome], started_s: float, seconds: float, drafting_s: float
+    ) -> list[Commit]:
+        commits: list[Commit] = complete(made, outcomes, started_s, seconds, drafting_s)
         told = [(c.session, c.start, c.tokens.tolist(), c.origin.tolist(), c.status, c.load_price) for c in commits]
         calls.append(("complete", started_s, seconds, told))
         return commits
