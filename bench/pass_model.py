@@ -50,6 +50,7 @@ class Shape:
 
 SHAPES = {  # as published in the models' config.json
     "qwen3-32b": Shape(64, 5120, 64, 8, 128, 25600, 151936),
+    "qwen3-0.6b": Shape(28, 1024, 16, 8, 128, 3072, 151936),
     "qwen3-8b": Shape(36, 4096, 32, 8, 128, 12288, 151936),
     "tiny": Shape(4, 64, 4, 2, 16, 128, 512),
 }
