@@ -24,7 +24,7 @@ from wisp_plugin.policies import Choice
 from wisp_plugin.roster import Candidates, Floats
 from wisp_plugin.wisp_hold import FEW_SESSIONS
 
-LEAST_GAIN = 2.0  # tokens per second that a step adds, over those of the pass without it; 1 among FEW_SESSIONS
+LEAST_GAIN = 1.5  # tokens per second that a step adds, over those of the pass without it; 1 among FEW_SESSIONS
 _LOST_VALUE = 0.05  # of a token of a session whose SLO cannot be met any more
 
 
