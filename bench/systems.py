@@ -59,7 +59,8 @@ class Setting:
         if self.batch is not None:
             engine |= {"static_batch_sessions": self.batch[0], "static_batch_wait_ms": self.batch[1]}
         has_draft, share = self.on_server or self.server_drafts > 0, DRAFT_KV_SHARE if self.server_drafts else 1.0
-        num_kv = kv_tokens(draft=QWEN3_06B, draft_share=share) if has_draft else base.kv_tokens
+        lost = kv_tokens(draft=QWEN3_06B, draft_share=share) / kv_tokens() if has_draft else 1.0
+        num_kv = int(lost * base.kv_tokens)
         if self.server_drafts:
             engine["max_server_drafts"] = self.server_drafts
         step = draft_step_costs(norm=base.costs.norm)
