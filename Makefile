@@ -86,12 +86,13 @@ RESULTS := estimator scheduler classes prefix controller link plugin goodput sen
 classes_ARGS := --quick
 link_ARGS := --quick
 plugin_ARGS := --rounds 1 --seconds 15
-goodput_ARGS := --few --together 2 --systems centralized sled published colocated fixed-edf
+goodput_ARGS := --few --together 2 --systems centralized sled published colocated fixed-edf wisp-edge-only wisp-no-devices
+matrix_ARGS := --runs medium
 gateway_ARGS := --rounds 1 --first-bytes 80
 generate_ARGS := --prompts 2 --rounds 1
 sensitivity_COMMAND := goodput
 sensitivity_ARGS := --quick --sensitivity --systems centralized sled
-results: setup ## the benchmarks behind the README's table of parts (three hours on two cores); writes the table
+results: setup ## the benchmarks behind the README's table of parts (four hours on two cores); writes the table
 	@$(foreach name,$(RESULTS),printf '\n== wisp-bench $(name)\n' >&2; \
 	  $(BIN)/wisp-bench $(or $($(name)_COMMAND),$(name)) $($(name)_ARGS) > $(VENV)/result || echo "wisp-bench $(name): exit code $$?" >&2; \
 	  cat $(VENV)/result; tail -n 1 $(VENV)/result > bench/results/$(name).json;)
