@@ -87,7 +87,6 @@ class ServerRecord:
     num_places: np.ndarray
     num_passes: int = 0
     pass_s: float = 0.0
-    own_drafting_s: float = 0.0  # in which a draft model on the server drafted, beside passes
     pass_sessions: int = 0
     pass_new_tokens: int = 0
     committed: int = 0

@@ -146,7 +146,7 @@ class SimulatedDraftModel:
         step_s = float(self._costs.predict(EMPTY_PASS + member_features(items).sum(axis=0)))
         reserve(self.pool, items)
         if self._events.now_s >= self._warm_up_s:
-            self._target.record.own_drafting_s += step_s
+            self._target.record.pass_s += step_s
         self._events.advance(self._events.now_s + step_s)
         return [PassOutcome(item.session, self._draft(item)) for item in items]
 

@@ -7,7 +7,7 @@
     colocated      drafts made on the server at its cost; continuous batching, or earliest deadline first
     fixed-edf      `free`, a fixed draft length, earliest deadline first
     wisp           `free`, `price`, `wisp`: ours, one set of constants everywhere; only devices draft, or a draft model
-                   beside the target as well, for who has nothing ready (setting `server_draft`, which takes KV memory)
+                   beside the target as well, for who has nothing ready (`server_drafts`, which takes KV memory)
     wisp-edge-only ours without that draft model
     wisp-no-*      ours with it, without drafts of devices, without its controller, its scheduler, its holding
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,13 @@ from hypothesis import strategies as st
 
 from tests.factories import ids, make_candidates, make_draft, make_open, make_session, session_id
 from tests.fakes import FakeClock, FakeReply, FakeVerifier, draft_token, make_engine, target_alone, target_token
-from wisp_plugin.drafting_verifier import DraftingVerifier
+from wisp_plugin.draft_buffer import AcceptanceRate
+from wisp_plugin.drafting_verifier import DraftingVerifier, DraftLimits
 from wisp_plugin.estimator import Costs, Estimator
 from wisp_plugin.messages import Mode, Origin, PassItem, PassOutcome, Sampling, Status, Timing
 from wisp_plugin.policies import Choice
 from wisp_plugin.roster import Candidates
-from wisp_plugin.server_drafts import ServerDrafts
+from wisp_plugin.server_drafts import RETRY_PLANS, ServerDrafts
 
 
 def steps_of(step_s: float) -> Estimator:
@@ -40,8 +42,8 @@ def settled(c: Candidates, step_s: float, max_tokens: int = 4, rounds: int = 4) 
     drafts = ServerDrafts(target(), steps_of(step_s), max_tokens)
     for _ in range(rounds):
         offered = drafts.offer(c)
-        choice, drafting_s = drafts.settle(c, offered, everyone(offered))
-    return choice, drafting_s
+        choice = drafts.settle(c, offered, everyone(offered))
+    return choice, drafts.seconds(c, choice)
 
 
 class TestWorth:
@@ -77,6 +79,21 @@ class TestWorth:
         assert depths[:3] == [1, 2, 3]
         assert max(depths) <= 4
 
+    def test_what_does_not_pay_is_offered_seldom(self) -> None:
+        drafts, c = ServerDrafts(target(), steps_of(1.0), 4), make_candidates(2)
+        offers = []
+        for _ in range(2 * RETRY_PLANS + 2):
+            offered = drafts.offer(c)
+            offers.append(bool(offered.num_buffered.any()))
+            drafts.settle(c, offered, everyone(offered))
+        assert sum(offers) == 2
+        assert offers[0]
+
+    def test_nothing_for_prompts_nor_for_who_got_none(self) -> None:
+        c = make_candidates(3, own_acceptance=[0.9, 0.9, 0.0], num_uncached=[1.0, 9.0, 1.0])
+        offered = ServerDrafts(target(), steps_of(1e-4), 4).offer(c)
+        assert offered.num_buffered.tolist() == [1.0, 0.0, 0.0]
+
     def test_nothing_for_sync_nor_behind_the_end(self) -> None:
         c = make_candidates(3, own_acceptance=0.95, is_sync=[1.0, 0.0, 0.0], num_left=[50.0, 1.0, 50.0])
         choice, _ = settled(c, 1e-4)
@@ -107,7 +124,8 @@ class TestWorth:
         for _ in range(3):
             offered = drafts.offer(c)
             wanted = everyone(offered)
-            choice, drafting_s = drafts.settle(c, offered, wanted)
+            choice = drafts.settle(c, offered, wanted)
+            drafting_s = drafts.seconds(c, choice)
             assert (choice.num_drafts == c.num_buffered).all()  # what devices have sent is left alone
             assert (choice.all_drafts <= wanted.num_drafts).all()
             assert (choice.all_drafts < c.num_left).all()
@@ -148,6 +166,25 @@ class TestCommits:
         assert commit.tokens.tolist() == [4]
         assert commit.origin.tolist() == [Origin.CORRECTION]
         assert session.own_rate.value == 0.75
+
+    def test_what_was_planned_and_not_made_is_not_planned_again_at_once(self) -> None:
+        session = make_session()
+        item = session.pass_item(session.num_uncached, 0, "", 2)
+        session.commit(item, PassOutcome(session.id, ids(5)), Timing(), 1.0)
+        assert session.own_acceptance == 0.0
+        for token in range(4):
+            session.commit(session.pass_item(1, 0), PassOutcome(session.id, ids(token)), Timing(), 1.0)
+        assert session.own_acceptance == 0.0
+        assert session.own_rate.value == pytest.approx(0.75)
+
+    def test_an_acceptance_that_is_old_fades(self) -> None:
+        rate = AcceptanceRate()
+        for _ in range(20):
+            rate.learn(0, 1)
+        low = rate.value
+        for _ in range(200):
+            rate.fade()
+        assert low < 0.2 < 0.5 < rate.value < 0.75
 
     def test_the_end_of_the_session_cuts_them(self) -> None:
         session = make_session(max_new_tokens=3, eos_token_ids=(6,))
@@ -243,21 +280,50 @@ class TestDraftingVerifier:
         assert draft.passes[-2][0].tokens.tolist() == [1, 2, 3, 6, 6]
 
     def test_a_session_beyond_its_context_gets_nothing(self) -> None:
-        drafting, draft = self.make(max_context_tokens=4)
+        drafting, draft = self.make(limits=DraftLimits(max_context_tokens=4))
         (outcome,) = drafting.run([self.item([1, 2, 3])])
         assert outcome.drafted is None
         assert len(outcome.chosen) == 1
         assert not draft.passes
 
-    def test_a_long_prompt_is_caught_up_with_in_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("wisp_plugin.drafting_verifier.MAX_CATCH_UP_TOKENS", 4)
-        drafting, draft = self.make()
+    def test_a_long_prompt_is_caught_up_with_in_pieces(self) -> None:
+        drafting, draft = self.make(limits=DraftLimits(catch_up_tokens=4))
         prompt = [1, 2, 3, 4, 5, 6]
         (outcome,) = drafting.run([self.item(prompt)])
         assert outcome.drafted is None
         (outcome,) = drafting.run([self.item([*prompt, target_token(ids(*prompt))], 6)])
         assert outcome.drafted is not None
         assert [item.num_cached for (item,) in draft.passes] == [0, 4, 7]
+
+    def test_who_lacks_little_is_not_kept_out_by_a_long_prompt(self) -> None:
+        drafting, _ = self.make(limits=DraftLimits(catch_up_tokens=6))
+        long, short = self.item([1] * 8), self.item([1, 2, 3], session=session_id(2))
+        outcomes = drafting.run([long, short])
+        assert [o.drafted is None for o in outcomes] == [True, False]
+
+    def test_one_without_room_keeps_nobody_else_out(self) -> None:
+        drafting, draft = self.make()
+        taken = (draft.pool.num_free - 3) * 4
+        draft.pool.extend("taken", taken)
+        sessions = [self.item([1] * 30, session=session_id(1)), self.item([1, 2, 3], session=session_id(2))]
+        assert [o.drafted is None for o in drafting.run(sessions)] == [True, False]
+
+    def test_who_is_idle_makes_room(self) -> None:
+        drafting, draft = self.make()
+        drafting.run([self.item([1] * 20, session=session_id(1))])
+        draft.pool.extend("taken", draft.pool.num_free * 4)
+        (outcome,) = drafting.run([self.item([1] * 10, session=session_id(2))])
+        assert outcome.drafted is not None
+        assert session_id(1) not in draft.pool.sessions()
+
+    def test_tokens_that_the_draft_model_does_not_know(self) -> None:
+        drafting, draft = self.make(limits=DraftLimits(vocab_size=5))
+        banned = Sampling(temperature=0.5, banned_token_ids=(2, 6))
+        known = replace(self.item([1, 2, 3]), sampling=banned)
+        unknown = self.item([1, 6, 3], session=session_id(2))
+        outcomes = drafting.run([known, unknown])
+        assert [o.drafted is None for o in outcomes] == [False, True]
+        assert {item.sampling.banned_token_ids for items in draft.passes for item in items} == {(2,)}
 
     def test_release_is_of_both(self) -> None:
         drafting, draft = self.make()

@@ -11,7 +11,7 @@ from triton_models.model_settings import tokenizer_dir
 from triton_models.profiling import ensure_profile
 from triton_models.torch_verifier import TorchVerifier, load_verifier
 from wisp_plugin.config import EngineConfig, VerifierConfig
-from wisp_plugin.drafting_verifier import DraftingVerifier
+from wisp_plugin.drafting_verifier import DraftingVerifier, DraftLimits
 from wisp_plugin.errors import ConfigError
 from wisp_plugin.estimator import Estimator
 from wisp_plugin.vocabulary import vocab_hash
@@ -25,11 +25,13 @@ class ServerDraft:
 
     model: TorchVerifier
     steps: Estimator
+    catch_up_tokens: int = 512  # that it may compute before a pass
 
     def beside(self, target: TorchVerifier) -> DraftingVerifier:
         """The target with this model in front of it."""
         draft = self.model
-        return DraftingVerifier(target, draft, draft.pool, self.steps, max_context_tokens=draft.max_context_tokens)
+        limits = DraftLimits(draft.max_context_tokens, draft.vocab_size, self.catch_up_tokens)
+        return DraftingVerifier(target, draft, draft.pool, self.steps, limits=limits)
 
 
 def load_server_draft(
@@ -64,4 +66,4 @@ def load_server_draft(
     profile = ensure_profile(model, auto, lambda line: log.info("wisp_verifier: server_draft: %s", line))
     log.info("wisp_verifier: drafts of its own by %s, %s, %d KV tokens",
              model.target_dir, model.dtype_name, draft_config.kv_tokens)  # fmt: skip
-    return ServerDraft(model, profile.estimator())
+    return ServerDraft(model, profile.estimator(), engine_config.max_pass_tokens)

@@ -28,6 +28,7 @@ from wisp_plugin.messages import Draft, Tokens
 # Acceptance before anything is known of a session, as so many draft tokens accepted and rejected, and how much
 # of the count each commit keeps.
 _PRIOR_ACCEPTED, _PRIOR_REJECTED, _MEMORY = 3.0, 1.0, 0.95
+_FADING = 0.01
 
 
 @dataclass(slots=True)
@@ -57,6 +58,11 @@ class AcceptanceRate:
     def value(self) -> float:
         """The probability."""
         return self._accepted / (self._accepted + self._rejected)
+
+    def fade(self) -> None:
+        """Nothing was verified: what was known gets old."""
+        self._accepted += _FADING * (_PRIOR_ACCEPTED - self._accepted)
+        self._rejected += _FADING * (_PRIOR_REJECTED - self._rejected)
 
     def learn(self, num_accepted: int, num_verified: int) -> None:
         """Of a chain with `num_verified` tokens the first `num_accepted` were right."""

@@ -10,19 +10,39 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from wisp_plugin.coupling import count_accepted
 from wisp_plugin.estimator import Estimator
 from wisp_plugin.kv_blocks import BlockPool
-from wisp_plugin.messages import PassItem, PassOutcome, Tokens
+from wisp_plugin.messages import PassItem, PassOutcome, Sampling, Tokens
 from wisp_plugin.pass_features import pass_features
 from wisp_plugin.protocols import Verifier
 
-MAX_CATCH_UP_TOKENS = 2048  # that the draft model computes before a pass; who has more gets on, but no draft yet
 _NONE: Tokens = np.empty(0, np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class DraftLimits:
+    """What the draft model can do. Who is beyond it gets no draft: longer than its context, with tokens that it does
+    not know; or not yet, with more than `catch_up_tokens` that it has to compute first."""
+
+    max_context_tokens: int = 1 << 30
+    vocab_size: int = 1 << 30
+    catch_up_tokens: int = 512  # of all sessions before a pass
+
+    def allow(self, item: PassItem) -> bool:
+        """True if the model can draft for `item`."""
+        if len(item.tokens) + item.num_to_draft > self.max_context_tokens:
+            return False
+        return int(item.tokens.max(initial=0)) < self.vocab_size
+
+    def sampling(self, sampling: Sampling) -> Sampling:
+        """Without bans of tokens that the model does not know."""
+        known = tuple(token for token in sampling.banned_token_ids if token < self.vocab_size)
+        return sampling if known == sampling.banned_token_ids else replace(sampling, banned_token_ids=known)
 
 
 class DraftingVerifier:
@@ -30,12 +50,11 @@ class DraftingVerifier:
 
     def __init__(
         self, target: Verifier, draft: Verifier, pool: BlockPool, steps: Estimator,
-        clock: Callable[[], float] = time.monotonic, max_context_tokens: int = 1 << 30,
+        clock: Callable[[], float] = time.monotonic, limits: DraftLimits | None = None,
     ) -> None:  # fmt: skip
-        """`pool` is the KV memory of `draft`, `steps` learns what a step takes, sessions longer than
-        `max_context_tokens` get no drafts."""
+        """`pool` is the KV memory of `draft`, `steps` learns what a step takes."""
         self._target, self._draft, self._pool, self._steps, self._clock = target, draft, pool, steps, clock
-        self._max_context_tokens = max_context_tokens
+        self._limits = limits or DraftLimits()
         self._computed: dict[str, Tokens] = {}  # what the draft model has KV of, least recently used first
         self.drafting_s = 0.0
 
@@ -83,38 +102,47 @@ class DraftingVerifier:
         return outcomes
 
     def _first_steps(self, items: Sequence[PassItem]) -> list[PassItem]:
-        """What the draft model lacks of each session, as far as there is room."""
-        steps, room, num_promised = [], MAX_CATCH_UP_TOKENS, 0
-        busy = {item.session for item in items}
-        for item in items:
-            computed = self._computed.pop(item.session, _NONE)
-            self._computed[item.session] = computed  # used now
-            num_cached = min(count_accepted(computed, item.tokens), len(item.tokens) - 1)
+        """What the draft model lacks of each session, as far as there is room; those that lack least come first."""
+        allowed = [item for item in items if self._limits.allow(item)]
+        lacking = sorted((self._use(item), i) for i, item in enumerate(allowed))
+        steps, room, num_promised = [], self._limits.catch_up_tokens, 0
+        busy = {item.session for item in allowed}
+        for num_lacking, i in lacking:
+            item = allowed[i]
+            num_cached = len(item.tokens) - num_lacking
             end = min(len(item.tokens), num_cached + room)
-            if end == num_cached or len(item.tokens) + item.num_to_draft > self._max_context_tokens:
+            num_blocks = self._make_room(item.session, num_cached, end + item.num_to_draft, num_promised, busy)
+            if end == num_cached or num_blocks is None:
                 continue
-            num_promised += self._make_room(item.session, num_cached, end + item.num_to_draft, num_promised, busy)
-            if num_promised > self._pool.num_free:
-                break  # nobody behind it has room either
+            num_promised += num_blocks
             room -= end - num_cached
-            steps.append(_first_step(item, num_cached, end))
+            steps.append(_first_step(item, num_cached, end, self._limits))
         return steps
 
-    def _make_room(self, session: str, num_cached: int, end: int, num_promised: int, busy: set[str]) -> int:
-        """Blocks that `session` needs for `end` tokens, at the cost of sessions that do not draft now if need be."""
+    def _use(self, item: PassItem) -> int:
+        """Note that the session drafts now; tokens that the draft model has to compute before it can."""
+        computed = self._computed.pop(item.session, _NONE)
+        self._computed[item.session] = computed
+        return len(item.tokens) - min(count_accepted(computed, item.tokens), len(item.tokens) - 1)
+
+    def _make_room(self, session: str, num_cached: int, end: int, num_promised: int, busy: set[str]) -> int | None:
+        """Blocks that `session` needs for `end` tokens, at the cost of sessions that do not draft now if need be;
+        None: there are not so many."""
         pool = self._pool
         if pool.length(session) > num_cached:
             pool.truncate(session, num_cached)
         num_missing = pool.num_missing(session, end)
-        for other in list(self._computed):
+        others = [other for other in self._computed if other not in busy]
+        if num_promised + num_missing > pool.num_free + sum(map(pool.num_exclusive, others)):
+            return None
+        for other in others:
             if num_promised + num_missing <= pool.num_free:
                 break
-            if other not in busy:
-                self._forget(other)
+            self._forget(other)
         return num_missing
 
 
-def _first_step(item: PassItem, num_cached: int, end: int) -> PassItem:
+def _first_step(item: PassItem, num_cached: int, end: int, limits: DraftLimits) -> PassItem:
     """The draft model's part of `item`: its first `end` tokens, and one more if these are all."""
     return replace(
         item,
@@ -122,6 +150,7 @@ def _first_step(item: PassItem, num_cached: int, end: int) -> PassItem:
         num_cached=num_cached,
         num_draft_tokens=0,
         num_to_draft=0,
+        sampling=limits.sampling(item.sampling),
         is_prefill_chunk=end < len(item.tokens),
         logprobs=False,
     )

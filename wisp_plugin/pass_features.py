@@ -1,4 +1,4 @@
-"""What the estimator learns from: features of a pass that was planned, and of one that has run."""
+"""Features of a pass that is planned, from which its time is predicted, and of one that has run, to learn from."""
 
 from __future__ import annotations
 
@@ -6,8 +6,26 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from wisp_plugin.estimator import EMPTY_PASS, Floats, item_features
+from wisp_plugin.estimator import EMPTY_PASS, Estimator, Floats, item_features, token_features
 from wisp_plugin.messages import BatchPlan, PassItem, PassOutcome
+from wisp_plugin.policies import Choice, expected_commits
+from wisp_plugin.roster import Candidates
+
+
+def predict_pass(estimator: Estimator, c: Candidates, choice: Choice, drafting_s: float) -> tuple[float, float]:
+    """Predicted seconds of a pass, drafting on the server included, and the price: commits displaced by one more draft
+    token (section 7). `c` with the draft tokens that the server offers."""
+    members, num_drafts = choice.members, choice.all_drafts
+    if not len(members):
+        return 0.0, 0.0
+    commits = choice.num_committed == c.num_uncached[members]  # the others compute a chunk and choose nothing
+    num_choices = np.where(commits, num_drafts + 1, 0)
+    parts = item_features(c.num_cached[members], choice.num_committed + num_drafts, num_choices)
+    features = EMPTY_PASS + parts.sum(axis=0)
+    predicted_s = float(estimator.predict(features)) + drafting_s
+    one_more = token_features(features[5] / len(members))
+    per_s = expected_commits(c, choice) / predicted_s
+    return predicted_s, per_s * float(one_more @ estimator.gradient(features))
 
 
 def plan_features(plan: BatchPlan) -> Floats:

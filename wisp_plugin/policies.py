@@ -56,7 +56,7 @@ class Choice:
 def expected_commits(c: Candidates, choice: Choice) -> float:
     """Tokens that a pass is expected to commit. Members with a chunk of their prefill choose nothing."""
     chooses = choice.num_committed >= c.num_uncached[choice.members]
-    is_verified = np.arange(c.survival.shape[1]) < choice.num_drafts[:, None]
+    is_verified = np.arange(c.survival.shape[1]) < choice.all_drafts[:, None]
     return float(chooses.sum()) + float(c.survival[choice.members][is_verified].sum())
 
 

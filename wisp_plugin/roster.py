@@ -37,7 +37,7 @@ class Candidates:
     a round trip, as far as they are known; `worth_tokens` and `worth_gain`: what is waited for behind a rejection (see
     `ServerSession`), `is_new_chain` 1 if the last commit left no draft chain; `is_sync` 1 in mode `sync`;
     `num_turns`: passes that have given it tokens; `num_left`: tokens that it may still commit; `own_acceptance`: of
-    what the server drafts for it.
+    what the server drafts for it, 0 if it would not.
     """
 
     rows: Ints
@@ -132,7 +132,7 @@ class Roster:
             session.opened.mode is Mode.SYNC,
             session.num_turns,
             session.num_left,
-            session.own_rate.value,
+            session.own_acceptance,
         )
         if num_buffered:
             self._survival[row, :num_buffered] = session.drafts.survival(session.num_committed)

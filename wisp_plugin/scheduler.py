@@ -20,12 +20,12 @@ import numpy as np
 from wisp_plugin.admission import predicted_load, prefill_wait_s, retry_after_s
 from wisp_plugin.config import EngineConfig
 from wisp_plugin.errors import ConfigError
-from wisp_plugin.estimator import EMPTY_PASS, Estimator, item_features, token_features
+from wisp_plugin.estimator import Estimator
 from wisp_plugin.kv_admission import KvAccount, KvAdmission, Share
 from wisp_plugin.messages import BatchPlan, Commit, Open, PassItem, PassOutcome, Timing
-from wisp_plugin.pass_features import pass_features
-from wisp_plugin.policies import Choice, Continuous, Edf, Fcfs, Policy, expected_commits
-from wisp_plugin.roster import Candidates, Roster
+from wisp_plugin.pass_features import pass_features, predict_pass
+from wisp_plugin.policies import Choice, Continuous, Edf, Fcfs, Policy
+from wisp_plugin.roster import Candidates, Ints, Roster
 from wisp_plugin.server_drafts import ServerDrafts
 from wisp_plugin.server_session import ServerSession
 from wisp_plugin.wisp_policy import Wisp
@@ -141,31 +141,28 @@ class Scheduler:
         candidates = self._roster.candidates()
         if not len(candidates):
             return BatchPlan()
-        num_candidates = len(candidates)
-        admission = None if self._has_room(candidates) else self._admission(candidates, now_s)
+        num_candidates, drafts = len(candidates), self._server_drafts
+        offered = drafts.offer(candidates) if drafts else candidates
+        admission = None if self._has_room(offered) else self._admission(candidates, now_s)
         if admission is not None:
-            candidates = self._only(candidates, admission.eligible())
-        choice, drafting_s = self._choose(candidates, now_s)
+            kept = self._eligible(candidates, admission)
+            candidates, offered = candidates.only(kept), offered.only(kept)
+        choice = self._without_twins(offered, self._policy.choose(offered, now_s))
+        if drafts:
+            choice = drafts.settle(candidates, offered, choice)
         if admission is not None:
             choice = self._fit(candidates, choice, admission)
-        predicted_s, price = self._predict(candidates, choice)
+        drafting_s = drafts.seconds(candidates, choice) if drafts else 0.0
+        predicted_s, price = predict_pass(self.estimator, offered, choice, drafting_s)
         return BatchPlan(
             items=self._items(candidates, choice),
             evict=tuple(admission.evicted) if admission is not None else (),
-            predicted_s=predicted_s + drafting_s,
+            predicted_s=predicted_s,
             price=price,
             num_held=num_candidates - len(choice.members),
             num_trimmed_tokens=int(candidates.num_buffered[choice.members].sum() - choice.num_drafts.sum()),
             wake_s=choice.wake_s,
         )
-
-    def _choose(self, candidates: Candidates, now_s: float) -> tuple[Choice, float]:
-        """What the policy wants, what the server should draft for it, and the seconds that drafting takes."""
-        if self._server_drafts is None:
-            return self._without_twins(candidates, self._policy.choose(candidates, now_s)), 0.0
-        offered = self._server_drafts.offer(candidates)
-        choice = self._without_twins(offered, self._policy.choose(offered, now_s))
-        return self._server_drafts.settle(candidates, offered, choice)
 
     def _items(self, candidates: Candidates, choice: Choice) -> tuple[PassItem, ...]:
         sessions = self._roster.sessions
@@ -194,17 +191,16 @@ class Scheduler:
     def _has_room(self, c: Candidates) -> bool:
         """True if there are blocks for everybody's next pass: the usual case, and a quick answer."""
         size = self._kv.block_tokens
-        num_own = self._config.max_server_drafts if self._server_drafts else 0
-        most = np.ceil((c.num_cached + c.num_uncached + c.num_buffered + num_own + 1) / size) - c.num_cached // size
+        most = np.ceil((c.num_cached + c.num_uncached + c.num_buffered + 1) / size) - c.num_cached // size
         return bool(most.sum() <= self._kv.num_free)
 
     def _admission(self, candidates: Candidates, now_s: float) -> KvAdmission:
         may_run = [self._roster.sessions[row] for row in candidates.rows.tolist()]
         return KvAdmission(self._kv, self.sessions, may_run, now_s)
 
-    def _only(self, candidates: Candidates, ids: set[str]) -> Candidates:
-        rows = candidates.rows.tolist()
-        return candidates.only(np.array([i for i, row in enumerate(rows) if self._roster.sessions[row].id in ids]))
+    def _eligible(self, candidates: Candidates, admission: KvAdmission) -> Ints:
+        rows, ids = candidates.rows.tolist(), admission.eligible()
+        return np.array([i for i, row in enumerate(rows) if self._roster.sessions[row].id in ids])
 
     def _fit(self, c: Candidates, choice: Choice, admission: KvAdmission) -> Choice:
         """The part of a choice that KV memory allows."""
@@ -215,20 +211,6 @@ class Scheduler:
         fitted = np.array(list(num_drafts.values()), np.int64)
         own = None if choice.num_to_draft is None else np.maximum(0, fitted - fitting.num_drafts)
         return dataclasses.replace(fitting, num_drafts=np.minimum(fitted, fitting.num_drafts), num_to_draft=own)
-
-    def _predict(self, c: Candidates, choice: Choice) -> tuple[float, float]:
-        """Predicted seconds of a pass, and the price: commits displaced by one more draft token (section 7)."""
-        members, num_drafts = choice.members, choice.all_drafts
-        if not len(members):
-            return 0.0, 0.0
-        commits = choice.num_committed == c.num_uncached[members]  # the others compute a chunk and choose nothing
-        num_choices = np.where(commits, num_drafts + 1, 0)
-        parts = item_features(c.num_cached[members], choice.num_committed + num_drafts, num_choices)
-        features = EMPTY_PASS + parts.sum(axis=0)
-        predicted_s = float(self.estimator.predict(features))
-        one_more = token_features(features[5] / len(members))
-        per_s = expected_commits(c, choice) / predicted_s
-        return predicted_s, per_s * float(one_more @ self.estimator.gradient(features))
 
     # -- complete -----------------------------------------------------------------------------------------------
 

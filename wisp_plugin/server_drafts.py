@@ -23,9 +23,11 @@ from wisp_plugin.estimator import EMPTY_PASS, Estimator, item_features, token_fe
 from wisp_plugin.policies import Choice
 from wisp_plugin.roster import Candidates, Floats
 from wisp_plugin.wisp_hold import FEW_SESSIONS
+from wisp_plugin.wisp_parameters import WispParameters
 
 LEAST_GAIN = 1.5  # tokens per second that a step adds, over those of the pass without it; 1 among FEW_SESSIONS
-_LOST_VALUE = 0.05  # of a token of a session whose SLO cannot be met any more
+RETRY_PLANS = 8  # so often a step is offered again after one that did not pay
+_LOST_VALUE = WispParameters().lost_value  # of a token of a session whose SLO cannot be met any more
 
 
 class ServerDrafts:
@@ -35,14 +37,19 @@ class ServerDrafts:
         """`max_tokens`: draft tokens of a session in a pass at most."""
         self._target, self._steps, self._max_tokens = target, steps, max_tokens
         self._num_paid = 0  # steps that paid in the newest pass
+        self._retry_in = 0  # plans until a step is offered again, if none has paid
 
     def offer(self, c: Candidates) -> Candidates:
         """`c` as if what the server could draft for each session waited in its buffer already.
 
-        One step more than paid in the newest pass is offered: what is taken for nothing would keep others out.
+        One step more than paid in the newest pass is offered, and if none did only from time to time: what is offered
+        for nothing keeps others out. In `sync` there is one commit per draft of the device; a prompt is computed
+        without, as the draft model would have to compute it as well before the first token.
         """
+        if self._retry_in:
+            return c
         room = np.clip(c.num_left - 1.0 - c.num_buffered, 0.0, min(self._num_paid + 1, self._max_tokens))
-        num_own = np.where(c.is_sync > 0, 0.0, room)  # in `sync` there is one commit per draft of the device
+        num_own = np.where((c.is_sync > 0) | (c.num_uncached > 1) | (c.own_acceptance <= 0), 0.0, room)
         if not num_own.any():
             return c
         num_buffered = c.num_buffered + num_own
@@ -57,17 +64,18 @@ class ServerDrafts:
         is_own = (behind >= 0.0) & (levels < num_buffered[:, None])
         return replace(c, num_buffered=num_buffered, survival=np.where(is_own, own, survival))
 
-    def settle(self, c: Candidates, offered: Candidates, choice: Choice) -> tuple[Choice, float]:
-        """`choice` among what was `offered`, less what does not pay, and the seconds that drafting takes.
-
-        `c`: what there is without drafting.
-        """
+    def settle(self, c: Candidates, offered: Candidates, choice: Choice) -> Choice:
+        """`choice` among what was `offered`, less what does not pay. `c`: what there is without drafting."""
         members = choice.members
+        if not len(members):
+            return choice
+        self._retry_in = max(0, self._retry_in - 1)
         real = np.minimum(choice.num_drafts, c.num_buffered[members].astype(np.int64))
         wanted = choice.num_drafts - real
-        choice, self._num_paid = replace(choice, num_drafts=real), 0
+        choice = replace(choice, num_drafts=real)
         if not wanted.any():
-            return choice, 0.0
+            return choice
+        self._num_paid = 0
         drafted = self._pass_without(c, offered, choice)
         counts = np.zeros(len(members), np.int64)
         context = c.num_cached[members] + choice.num_committed + real
@@ -83,7 +91,18 @@ class ServerDrafts:
             drafted, num_members = further
             counts[order[:num_members]] += 1
             self._num_paid = step + 1
-        return (replace(choice, num_to_draft=counts), drafted.drafting_s) if counts.any() else (choice, 0.0)
+        if not counts.any():
+            self._retry_in = RETRY_PLANS
+            return choice
+        return replace(choice, num_to_draft=counts)
+
+    def seconds(self, c: Candidates, choice: Choice) -> float:
+        """How long drafting for `choice` takes. What the draft model has to catch up with is not known here."""
+        if choice.num_to_draft is None:
+            return 0.0
+        context = c.num_cached[choice.members] + choice.num_committed + choice.num_drafts
+        takes = [choice.num_to_draft > step for step in range(int(choice.num_to_draft.max(initial=0)))]
+        return sum(float(self._step_s(context[who] + step)[-1]) for step, who in enumerate(takes))
 
     def _pass_without(self, c: Candidates, offered: Candidates, choice: Choice) -> _Drafted:
         """The pass with what devices have drafted."""

@@ -26,6 +26,7 @@ from wisp_plugin.messages import (
 )
 from wisp_plugin.timeline import Timeline
 
+_OWN_PAUSE = 8  # turns in which nothing is planned for who got no draft of the server: it had no room, or no context
 _TURN_MEMORY = 0.8  # of smoothed figures about a session's turns: how much a turn keeps of what was
 
 
@@ -36,7 +37,8 @@ class ServerSession:
     `next_draft_s` is when its next draft tokens are expected (inf: none are on the way), `draft_gap_s` the time between
     draft messages, as the client told it last (None: it does not draft). `worth_tokens` is how many draft tokens behind
     a rejection the device thinks worth waiting for, `worth_gain` how many of them are likely to be accepted, smoothed.
-    `own_rate` is the acceptance of what the server drafted for the session itself.
+    `own_rate` is the acceptance of what the server drafted for the session itself, `newest_own` how many tokens it
+    drafted in the newest pass, and how many of them were accepted.
     """
 
     def __init__(self, opened: Open, now_s: float) -> None:
@@ -59,6 +61,8 @@ class ServerSession:
         self._origin = np.zeros(opened.end, np.uint8)
         self.drafts = DraftBuffer(self._tokens)
         self.own_rate = AcceptanceRate()
+        self.newest_own = (0, 0)
+        self._own_pause = 0  # turns
         self._append(opened.tokens, Origin.DECODED)
         self.draft_gap_s: float | None = None
         self.worth_tokens = self.worth_gain = 0.0
@@ -86,6 +90,11 @@ class ServerSession:
     def num_left(self) -> int:
         """Tokens that the session may still commit."""
         return self.opened.end - self.num_committed
+
+    @property
+    def own_acceptance(self) -> float:
+        """Of what the server would draft for the session now; 0: it would not."""
+        return 0.0 if self._own_pause else self.own_rate.value
 
     @property
     def finished(self) -> bool:
@@ -182,11 +191,11 @@ class ServerSession:
         start, num_drafts = self.num_committed, item.num_draft_tokens
         num_right = count_accepted(item.tokens[start:], outcome.chosen)  # of the device's draft
         num_accepted = num_right
-        if outcome.drafted is not None and num_right == num_drafts:
-            num_own = count_accepted(outcome.drafted, outcome.chosen[num_drafts:])
-            self.own_rate.learn(num_own, len(outcome.drafted))
-            num_accepted += num_own
+        if num_right == num_drafts:
+            num_accepted += self._count_own(item, outcome)
         tokens, origin = self._until_end(outcome.chosen[: num_accepted + 1], num_right, num_drafts)
+        num_drafted = 0 if outcome.drafted is None else len(outcome.drafted)
+        self.newest_own = num_drafted, min(num_accepted, len(tokens)) - min(num_right, len(tokens))
         self.drafts.on_commit(tokens, start, num_drafts, min(num_right, len(tokens)))
         self._has_stopped = False
         self.num_cached = start + min(num_accepted, len(tokens))
@@ -195,6 +204,16 @@ class ServerSession:
         logprobs = None if outcome.logprobs is None else outcome.logprobs[: len(tokens)]
         next_pass_s = max(0.0, self.turn_gap_s - timing.measured_us / 1e6)
         return Commit(self.id, start, tokens, origin, self.status, timing, logprobs, next_pass_s, price)
+
+    def _count_own(self, item: PassItem, outcome: PassOutcome) -> int:
+        """Accepted tokens of the server's own draft. One that was planned and not made is not planned for a while."""
+        if outcome.drafted is None:
+            self._own_pause = _OWN_PAUSE if item.num_to_draft else max(0, self._own_pause - 1)
+            self.own_rate.fade()
+            return 0
+        num_own = count_accepted(outcome.drafted, outcome.chosen[item.num_draft_tokens :])
+        self.own_rate.learn(num_own, len(outcome.drafted))
+        return num_own
 
     def _note_turn(self, num_tokens: int, now_s: float) -> None:
         before_s = self.timeline.last_s

@@ -17,7 +17,7 @@ from wisp_plugin.config import DEFAULT_SLO_CLASS
 from wisp_plugin.draft_buffer import DraftCounts
 from wisp_plugin.estimator import Estimator
 from wisp_plugin.kv_admission import KvAccount
-from wisp_plugin.messages import BatchPlan, Commit, Origin, PassItem
+from wisp_plugin.messages import BatchPlan, Commit, Origin
 from wisp_plugin.metric_set import FALSE, MIN_JUDGED_DRAFTS, TRUE, MetricSet
 from wisp_plugin.metrics import Family, Kind
 from wisp_plugin.pass_trace import PassRecord, PassTrace, last_origin, num_accepted
@@ -47,7 +47,7 @@ class Totals:
     received_tokens: float = _counter("Draft tokens received")
     verified_tokens: float = _counter("Draft tokens verified by passes")
     accepted_tokens: float = _counter("Draft tokens accepted")
-    server_drafted_tokens: float = _counter("Draft tokens that the server was to make itself")
+    server_drafted_tokens: float = _counter("Draft tokens that the server made itself")
     server_accepted_tokens: float = _counter("Of those, accepted")
     late_tokens: float = _counter("Draft tokens whose position was committed before they arrived")
     stale_tokens: float = _counter("Draft tokens drafted on a prefix that turned out different")
@@ -129,6 +129,10 @@ class Telemetry:
         totals.committed_tokens += num_tokens
         totals.verified_tokens += sum([item.num_draft_tokens for item in plan.items])
         totals.accepted_tokens += accepted
+        for session, item in zip(members, plan.items, strict=True):
+            if item.num_to_draft:
+                totals.server_drafted_tokens += session.newest_own[0]
+                totals.server_accepted_tokens += session.newest_own[1]
         totals.stale_tokens += sum([session.drafts.counts.stale for session in members]) - self._num_stale
         totals.trimmed_tokens += plan.num_trimmed_tokens
         totals.held_sessions += plan.num_held
@@ -157,19 +161,12 @@ class Telemetry:
                 if last_origin(commit) == _CORRECTION:
                     rejected_at.append(length - 1)
                 accepted += num_accepted(commit)
-            if item.num_to_draft:
-                self._count_own(item, commit)
         self.metrics.first_rejection.observe_all(rejected_at)
         self.metrics.turns.add(held[0], TRUE)
         self.metrics.turns.add(len(record.commits) - held[0], FALSE)
         self.metrics.turn_tokens.add(held[1], TRUE)
         self.metrics.turn_tokens.add(num_tokens - held[1], FALSE)
         return num_tokens, accepted
-
-    def _count_own(self, item: PassItem, commit: Commit) -> None:
-        """What the server drafted itself: behind the device's part of a commit, but its last token."""
-        self.totals.server_drafted_tokens += item.num_to_draft
-        self.totals.server_accepted_tokens += max(0, len(commit.tokens) - num_accepted(commit) - 1)
 
     def on_drafts(self, before: DraftCounts, after: DraftCounts) -> None:
         """Count what a draft message, or a new stream, has changed about a session's counts."""
