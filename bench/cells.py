@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bench.gpu_cost import unloaded_pass_s
-from bench.gpu_profile import DEFAULT, find_profile, kv_tokens
+from bench.gpu_profile import DEFAULT, draft_step_on, find_profile, kv_tokens
 from bench.simulator import Scenario
 from bench.trace_walk import WalkOf
 from bench.workload import CLASSES, DeviceKind, SloClass, Throttling, Workload
@@ -60,6 +60,7 @@ class Cell:
             duration_s=timing.duration_s,
             warm_up_s=timing.warm_up_s,
             costs=costs,
+            draft_step=draft_step_on(self.profile, costs.norm),
             noise_sigma=0.03,
             kv_tokens=kv_tokens(),
             seed=seed,

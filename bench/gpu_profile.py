@@ -96,6 +96,12 @@ def draft_step_costs(llm: Llm = QWEN3_06B, gpu: Gpu = A100, norm: float = 4.0) -
     return Costs((max(costs.memory[0], floor_s), *costs.memory[1:]), costs.arithmetic, norm)
 
 
+def draft_step_on(profile: str, norm: float) -> Costs:
+    """The same on the device of a shipped profile: as measured there (`DEVICE-qwen3-0.6b`), else as derived above."""
+    measured = FOLDER / f"{profile.partition('-')[0]}-{QWEN3_06B.name.lower()}.json"
+    return load_profile(measured).costs if measured.is_file() else draft_step_costs(norm=norm)
+
+
 def kv_tokens(llm: Llm = QWEN3_32B, gpu: Gpu = A100, draft: Llm | None = None, draft_share: float = 1.0) -> int:
     """Tokens whose KV fits beside the weights; with `draft`, beside both, and the draft model has KV of `draft_share`
     as many."""

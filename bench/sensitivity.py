@@ -17,7 +17,7 @@ from bench.search import Question, find_best
 from bench.systems import FEW
 
 MEASURED = "h100-qwen3-32b"  # by `wisp-bench profile --shape qwen3-32b --device cuda` on an H100
-SYSTEMS_SHOWN = ("centralized", "sled", "published")
+SYSTEMS_SHOWN = ("centralized", "sled", "published", "colocated")
 SENSITIVITY_COLUMNS = (
     "draft", "profile", "capacity of wisp", "goodput of wisp",
     *(f"{figure} / {name}" for figure in ("capacity", "goodput") for name in SYSTEMS_SHOWN),

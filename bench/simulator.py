@@ -46,7 +46,7 @@ class Scenario:
     the run ends with the last one. `engine`: overrides of `EngineConfig`. `colocated`: what a step of the draft model
     costs on the server, which then drafts for thin devices (None: devices draft). `server_draft`: the same of a draft
     model that the scheduler uses where devices have nothing ready (see `wisp_plugin.server_drafts`; None: there is
-    none), which has KV of `server_draft_kv_tokens`.
+    none), which has KV of `server_draft_kv_tokens`. `draft_step`: what a step would cost on this server, if known.
     """
 
     workload: Workload = field(default_factory=Workload)
@@ -68,6 +68,7 @@ class Scenario:
     seed: int = 0
     colocated: Costs | None = None
     server_draft: Costs | None = None
+    draft_step: Costs | None = None
     server_draft_kv_tokens: int = 131_072
 
     def client_settings(self) -> ClientSettings:

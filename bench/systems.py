@@ -63,7 +63,7 @@ class Setting:
         num_kv = int(lost * base.kv_tokens)
         if self.server_drafts:
             engine["max_server_drafts"] = self.server_drafts
-        step = draft_step_costs(norm=base.costs.norm)
+        step = base.draft_step or draft_step_costs(norm=base.costs.norm)
         return replace(
             base,
             policy=self._policy(),

@@ -18,7 +18,7 @@ from wisp_plugin.estimator import Costs, Estimator
 from wisp_plugin.messages import Mode, Origin, PassItem, PassOutcome, Sampling, Status, Timing
 from wisp_plugin.policies import Choice
 from wisp_plugin.roster import Candidates
-from wisp_plugin.server_drafts import RETRY_PLANS, ServerDrafts
+from wisp_plugin.server_drafts import ServerDrafts
 
 
 def steps_of(step_s: float) -> Estimator:
@@ -82,12 +82,12 @@ class TestWorth:
     def test_what_does_not_pay_is_offered_seldom(self) -> None:
         drafts, c = ServerDrafts(target(), steps_of(1.0), 4), make_candidates(2)
         offers = []
-        for _ in range(2 * RETRY_PLANS + 2):
+        for _ in range(200):
             offered = drafts.offer(c)
             offers.append(bool(offered.num_buffered.any()))
             drafts.settle(c, offered, everyone(offered))
-        assert sum(offers) == 2
-        assert offers[0]
+        assert offers[:9] == [True, True, False, True, False, False, False, True, False]
+        assert sum(offers) < 15
 
     def test_nothing_for_prompts_nor_for_who_got_none(self) -> None:
         c = make_candidates(3, own_acceptance=[0.9, 0.9, 0.0], num_uncached=[1.0, 9.0, 1.0])

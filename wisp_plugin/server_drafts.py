@@ -26,7 +26,7 @@ from wisp_plugin.wisp_hold import FEW_SESSIONS
 from wisp_plugin.wisp_parameters import WispParameters
 
 LEAST_GAIN = 1.5  # tokens per second that a step adds, over those of the pass without it; 1 among FEW_SESSIONS
-RETRY_PLANS = 8  # so often a step is offered again after one that did not pay
+MOST_SKIPPED = 31  # plans without an offer, after offers that did not pay: 0, 1, 3, 7, ... behind each other
 _LOST_VALUE = WispParameters().lost_value  # of a token of a session whose SLO cannot be met any more
 
 
@@ -37,13 +37,14 @@ class ServerDrafts:
         """`max_tokens`: draft tokens of a session in a pass at most."""
         self._target, self._steps, self._max_tokens = target, steps, max_tokens
         self._num_paid = 0  # steps that paid in the newest pass
-        self._retry_in = 0  # plans until a step is offered again, if none has paid
+        self._num_failed = 0  # offers behind each other of which nothing paid
+        self._retry_in = 0  # plans until a step is offered again
 
     def offer(self, c: Candidates) -> Candidates:
         """`c` as if what the server could draft for each session waited in its buffer already.
 
-        One step more than paid in the newest pass is offered, and if none did only from time to time: what is offered
-        for nothing keeps others out. In `sync` there is one commit per draft of the device; a prompt is computed
+        One step more than paid in the newest pass is offered, and seldom where none ever pays: what is offered for
+        nothing keeps others out. In `sync` there is one commit per draft of the device; a prompt is computed
         without, as the draft model would have to compute it as well before the first token.
         """
         if self._retry_in:
@@ -92,8 +93,10 @@ class ServerDrafts:
             counts[order[:num_members]] += 1
             self._num_paid = step + 1
         if not counts.any():
-            self._retry_in = RETRY_PLANS
+            self._retry_in = min(2**self._num_failed - 1, MOST_SKIPPED)
+            self._num_failed = min(self._num_failed + 1, MOST_SKIPPED)
             return choice
+        self._num_failed = 0
         return replace(choice, num_to_draft=counts)
 
     def seconds(self, c: Candidates, choice: Choice) -> float:
