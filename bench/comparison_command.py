@@ -67,7 +67,7 @@ def assumptions(cell: Cell, timing: Timing, seeds: Sequence[int]) -> list[str]:
         f"Sessions: prompts of median 250, outputs of 200 tokens, lognormal; users pause {timing.think_s:g} s on "
         "average; without admission control.",
         f"Runs of {timing.duration_s:g} simulated seconds, {timing.warm_up_s:g} of them warm-up; {len(seeds)} seeds. "
-        "Settings of each system are swept on the first seed; those of wisp are with and without a draft model on the server.",
+        "Settings of each system are swept on the first seed, of wisp with and without a draft model on the server.",
         "Simulated: the real scheduler, engine, controller and sessions; only link, draft step and pass are modelled.",
     ]
 
