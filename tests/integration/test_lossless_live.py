@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from bench.live import Drafting, SessionResult, run_session, server_totals
 from bench.lossless_rules import DRAFT, RULE_CASES
@@ -28,6 +32,7 @@ from tests.integration.support import (
 from triton_models.server_process import ServerProcess
 from wisp_plugin.acceptance_model import shipped_model
 from wisp_plugin.edge_session import ACK_TOKENS
+from wisp_plugin.home import default_target_dir
 from wisp_plugin.messages import Commit, Mode, Origin, Sampling, Slo, Status
 
 pytestmark = pytest.mark.integration
@@ -192,11 +197,23 @@ def test_origins_tell_where_tokens_came_from(server: ServerProcess, drafting: Ca
     assert commits[-1].status is Status.LENGTH
 
 
-def test_a_draft_model_on_the_server_changes_passes_and_no_token(
-    make_own_server: ServerFactory, judge: Judge, drafting: Callable[..., Drafting]
+def shallow_target(folder: Path) -> Path:
+    """The first two layers of the default target: a quick draft model that is seldom right."""
+    source = default_target_dir()
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    model.model.layers = model.model.layers[:2]
+    model.config.num_hidden_layers = 2
+    model.save_pretrained(folder)
+    for path in source.glob("*token*"):
+        shutil.copy(path, folder)
+    return folder
+
+
+def test_a_draft_model_on_the_server_changes_no_token(
+    make_own_server: ServerFactory, judge: Judge, drafting: Callable[..., Drafting], tmp_path: Path
 ) -> None:
-    """The target in bfloat16 beside itself in fp32: for thin clients, and behind what a device has drafted."""
-    settings = {"server_draft": "default", "server_draft_dtype": "bfloat16", "server_draft_kv_tokens": 4_096}
+    """For thin clients, and behind what a device has drafted. (That right drafts save passes: `test_server_draft`.)"""
+    settings = {"server_draft": str(shallow_target(tmp_path / "draft")), "server_draft_kv_tokens": 4_096}
     with running(make_own_server(settings)) as server:
         for precision, sampling in ((None, GREEDY), (None, SAMPLED), ("int4", SAMPLED)):
             results = run_three(server, drafting, precision, Mode.FREE, sampling)
@@ -204,5 +221,5 @@ def test_a_draft_model_on_the_server_changes_passes_and_no_token(
                 assert len(tokens) == NUM_TOKENS
                 judge.check(prompt, tokens, dataclasses.replace(sampling, seed=sampling.seed + i))
         totals = server_totals(server)
-        assert totals["server_accepted_tokens"] > 0  # how many pay depends on the speed of this machine
+        assert totals["server_drafted_tokens"] > 0
         assert totals["server_accepted_tokens"] <= totals["server_drafted_tokens"]
