@@ -25,7 +25,7 @@ from bench.virtual_time import EventQueue
 from bench.workload import SessionSpec, Workload
 from wisp_plugin.config import EngineConfig
 from wisp_plugin.controller import SpeculationController
-from wisp_plugin.drafting_verifier import DraftingVerifier
+from wisp_plugin.drafting_verifier import DraftingVerifier, DraftLimits
 from wisp_plugin.engine import Engine
 from wisp_plugin.estimator import Costs, Estimator
 from wisp_plugin.messages import Commit, Draft, Mode, Open, Status
@@ -109,7 +109,8 @@ def build_engine(
     scheduler = Scheduler(make_policy(config, estimator), config, verifier.pool, estimator, draft_steps)
     if draft is None or draft_steps is None:
         return Engine(scheduler, verifier, config, clock)
-    drafting = DraftingVerifier(verifier, draft, draft.pool, draft_steps, clock)
+    limits = DraftLimits(catch_up_tokens=config.max_pass_tokens)
+    drafting = DraftingVerifier(verifier, draft, draft.pool, draft_steps, clock, limits)
     return Engine(scheduler, drafting, config, clock, drafting_s=lambda: drafting.drafting_s)
 
 

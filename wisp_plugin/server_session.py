@@ -26,7 +26,7 @@ from wisp_plugin.messages import (
 )
 from wisp_plugin.timeline import Timeline
 
-_OWN_PAUSE = 8  # turns in which nothing is planned for who got no draft of the server: it had no room, or no context
+_OWN_PAUSE = 3  # turns in which nothing is planned for who got no draft of the server: it had no room, or no context
 _TURN_MEMORY = 0.8  # of smoothed figures about a session's turns: how much a turn keeps of what was
 
 
