@@ -13,7 +13,7 @@ from wisp_plugin.errors import ConfigError
 from wisp_plugin.estimator import Costs
 from wisp_plugin.kv_admission import IDLE_S
 from wisp_plugin.messages import BatchPlan, Mode, Slo, Status
-from wisp_plugin.pass_features import plan_features
+from wisp_plugin.pass_features import pass_features
 from wisp_plugin.scheduler import POLICIES, make_scheduler
 from wisp_plugin.wisp_policy import WispParameters
 
@@ -85,7 +85,8 @@ def test_complete_feeds_the_estimator_with_the_pass_that_ran() -> None:
     assert (loop.estimator.num_observed, loop.estimator.num_rejected) == (60, 0)
     assert before < 0.03
     assert plan.predicted_s == pytest.approx(0.05, rel=0.05)
-    assert plan.predicted_s == pytest.approx(float(loop.estimator.predict(plan_features(plan))))
+    features = pass_features(plan.items, loop.verifier.run(plan.items))
+    assert plan.predicted_s == pytest.approx(float(loop.estimator.predict(features)))
 
 
 def test_a_commit_tells_price_and_time_to_the_next_pass() -> None:

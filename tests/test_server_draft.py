@@ -14,7 +14,7 @@ from tests.test_lossless import naive
 from tests.tiny_model import hf_folder, make_tokenizer
 from triton_models import server_draft
 from triton_models.emulated_verifier import EmulatedVerifier
-from triton_models.engine_parts import build_engine
+from triton_models.engine_parts import build_engine, load_draft
 from triton_models.server_draft import ServerDraft, load_server_draft
 from triton_models.torch_verifier import load_verifier
 from wisp_plugin.config import EngineConfig, VerifierConfig
@@ -55,13 +55,12 @@ def test_a_real_draft_model_gives_the_targets_own_tokens_in_fewer_passes(samplin
 
 class TestLoading:
     def test_without_a_name_there_is_none(self) -> None:
-        assert load_server_draft(config(), EngineConfig(), load_verifier(config())) is None
+        assert load_draft(config(), EngineConfig(), load_verifier(config())) is None
 
     def test_settings_are_its_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(server_draft, "ensure_profile", lambda *_: _Profile())
         wanted = config(server_draft=str(hf_folder()), server_draft_dtype="bfloat16", server_draft_kv_tokens=256)
         found = load_server_draft(wanted, EngineConfig(), load_verifier(config()))
-        assert found is not None
         assert found.model.dtype_name == "bfloat16"
         assert found.model.pool.num_tokens == 256
 

@@ -45,7 +45,7 @@ def profile_of(verifier: TorchVerifier | EmulatedVerifier, config: EngineConfig)
 def load_draft(
     config: VerifierConfig, engine_config: EngineConfig, verifier: TorchVerifier | EmulatedVerifier
 ) -> ServerDraft | None:
-    """See `server_draft.load_server_draft`; without one, torch is not imported."""
+    """The draft model that `config` names (see `server_draft.load_server_draft`); None if it names none."""
     if not config.server_draft:
         return None
     from triton_models.server_draft import load_server_draft

@@ -36,15 +36,13 @@ class ServerDraft:
 
 def load_server_draft(
     config: VerifierConfig, engine_config: EngineConfig, target: TorchVerifier | EmulatedVerifier
-) -> ServerDraft | None:
-    """The draft model that `config` names, with a profile of its own; None if it names none.
+) -> ServerDraft:
+    """The draft model that `config` names, with a profile of its own.
 
     Raises:
         ModelError: it is missing, damaged or of an unsupported kind.
         ConfigError: its tokenizer is not the target's, or the target is emulated.
     """
-    if not config.server_draft:
-        return None
     if isinstance(target, EmulatedVerifier):
         raise ConfigError("parameter 'server_draft' needs a real target; an emulated one has no tokenizer")
     draft_config = dataclasses.replace(

@@ -19,7 +19,7 @@ import numpy as np
 
 from wisp_plugin.config import EngineConfig
 from wisp_plugin.estimator import Estimator
-from wisp_plugin.roster import Candidates, Ints
+from wisp_plugin.roster import Candidates, Floats, Ints
 
 PREFILL_WAIT_S = 0.1  # a prefill that has waited this long queues with the running sessions
 NEED, VALUE, PREFILL, TURN, BATCH, DEADLINE = "need", "value", "prefill", "turn", "batch", "deadline"
@@ -53,11 +53,12 @@ class Choice:
         return self.num_drafts if self.num_to_draft is None else self.num_drafts + self.num_to_draft
 
 
-def expected_commits(c: Candidates, choice: Choice) -> float:
-    """Tokens that a pass is expected to commit. Members with a chunk of their prefill choose nothing."""
+def expected_tokens(c: Candidates, choice: Choice) -> Floats:
+    """Tokens that each member is expected to commit, `[M]`. Those with a chunk of their prefill choose nothing."""
     chooses = choice.num_committed >= c.num_uncached[choice.members]
     is_verified = np.arange(c.survival.shape[1]) < choice.all_drafts[:, None]
-    return float(chooses.sum()) + float(c.survival[choice.members][is_verified].sum())
+    result: Floats = chooses + (c.survival[choice.members] * is_verified).sum(axis=1)
+    return result
 
 
 NOBODY = Choice(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64), ())

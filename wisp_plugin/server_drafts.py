@@ -20,7 +20,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from wisp_plugin.estimator import EMPTY_PASS, Estimator, item_features, token_features
-from wisp_plugin.policies import Choice
+from wisp_plugin.pass_features import choice_features
+from wisp_plugin.policies import Choice, expected_tokens
 from wisp_plugin.roster import Candidates, Floats
 from wisp_plugin.wisp_hold import FEW_SESSIONS
 from wisp_plugin.wisp_parameters import WispParameters
@@ -77,11 +78,13 @@ class ServerDrafts:
         if not wanted.any():
             return choice
         self._num_paid = 0
-        drafted = self._pass_without(c, offered, choice)
-        counts = np.zeros(len(members), np.int64)
-        context = c.num_cached[members] + choice.num_committed + real
-        token_work = self._target.work(token_features(context))
         value = np.where(c.is_lost[members] > 0, _LOST_VALUE, 1.0)
+        tokens = float(value @ expected_tokens(offered, choice))
+        least_gain = LEAST_GAIN if len(c) > FEW_SESSIONS else 1.0
+        drafted = _Drafted(self._target.work(choice_features(c, choice)), tokens, 0.0, least_gain)
+        counts = np.zeros(len(members), np.int64)
+        context = _context(c, choice)
+        token_work = self._target.work(token_features(context))
         for step in range(int(wanted.max())):
             takes = np.flatnonzero((wanted > step) & (counts == step))
             gain = value[takes] * offered.survival[members[takes], real[takes] + step]
@@ -103,20 +106,10 @@ class ServerDrafts:
         """How long drafting for `choice` takes. What the draft model has to catch up with is not known here."""
         if choice.num_to_draft is None:
             return 0.0
-        context = c.num_cached[choice.members] + choice.num_committed + choice.num_drafts
-        takes = [choice.num_to_draft > step for step in range(int(choice.num_to_draft.max(initial=0)))]
-        return sum(float(self._step_s(context[who] + step)[-1]) for step, who in enumerate(takes))
-
-    def _pass_without(self, c: Candidates, offered: Candidates, choice: Choice) -> _Drafted:
-        """The pass with what devices have drafted."""
-        members, drafts = choice.members, choice.num_drafts
-        chooses = choice.num_committed == c.num_uncached[members]
-        parts = item_features(c.num_cached[members], choice.num_committed + drafts, np.where(chooses, drafts + 1, 0))
-        is_verified = np.arange(offered.survival.shape[1]) < drafts[:, None]
-        tokens = chooses + (offered.survival[members] * is_verified).sum(axis=1)
-        value = np.where(c.is_lost[members] > 0, _LOST_VALUE, 1.0)
-        work = self._target.work(EMPTY_PASS + parts.sum(axis=0))
-        return _Drafted(work, float(value @ tokens), 0.0, LEAST_GAIN if len(c) > FEW_SESSIONS else 1.0)
+        seconds, context = 0.0, _context(c, choice)
+        for step in range(int(choice.num_to_draft.max(initial=0))):
+            seconds += float(self._step_s(context[choice.num_to_draft > step] + step)[-1])
+        return seconds
 
     def _further(self, before: _Drafted, work: Floats, gain: Floats, step_s: Floats) -> tuple[_Drafted, int] | None:
         """One more step and for how many members, who add `work` `[M, 2]` and `gain` `[M]`, best first; None: nobody.
@@ -139,6 +132,12 @@ class ServerDrafts:
         """Seconds of a step for the first 1, 2, ... of the sessions with `context` tokens."""
         parts = item_features(context, np.ones(len(context)), 1.0).cumsum(axis=0)
         return self._steps.predict(EMPTY_PASS + parts)
+
+
+def _context(c: Candidates, choice: Choice) -> Floats:
+    """Tokens behind which the server drafts, `[M]`."""
+    result: Floats = c.num_cached[choice.members] + choice.num_committed + choice.num_drafts
+    return result
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ import math
 import numpy as np
 
 from wisp_plugin.estimator import EMPTY_PASS, Estimator, item_features, token_features
-from wisp_plugin.policies import Choice, expected_commits
+from wisp_plugin.policies import Choice, expected_tokens
 from wisp_plugin.roster import Bools, Candidates, Floats, Ints
 from wisp_plugin.wisp_parameters import WispParameters
 
@@ -40,7 +40,7 @@ class PassBudget:
             return
         kept = math.exp((self._noted_s - now_s) / _MEMORY_S)
         self._num_new = kept * self._num_new + float(choice.num_committed.sum() + choice.num_drafts.sum())
-        self._num_committed = kept * self._num_committed + expected_commits(c, choice)
+        self._num_committed = kept * self._num_committed + float(expected_tokens(c, choice).sum())
         self._noted_s = now_s
 
     def seconds(self, c: Candidates, is_prefill: Bools) -> float:
