@@ -111,7 +111,7 @@ def make_plans(args: argparse.Namespace) -> list[Plan]:
     def with_workload(**changes: Any) -> Scenario:
         return served(WISP.settings[0], replace(base, workload=replace(base.workload, **changes)))
 
-    workload, (ours, with_server_draft) = base.workload, WISP.settings
+    workload, (ours, *with_server_draft) = base.workload, WISP.settings
     relaxed = tuple(replace(c, tpot_passes=1.25 * c.tpot_passes) for c in workload.classes)
     plans = [
         Plan("as asked", served(ours, base), asked),
@@ -125,7 +125,9 @@ def make_plans(args: argparse.Namespace) -> list[Plan]:
         better = replace(base, tokens=WalkOf(draft, args.seed))
         plans.append(Plan(f"the better draft {draft}", served(ours, better, draft), asked))
     if is_derived(find_profile(args.profile)):  # what a draft model costs is only known for the derived A100
-        plans.append(Plan("a draft model on the server as well", served(with_server_draft, base), asked))
+        for setting in with_server_draft:
+            name = f"a draft model on the server as well, KV for {setting.draft_kv_share:.0%}"
+            plans.append(Plan(name, served(setting, base), asked))
     plans.append(Plan("a second server, half of the devices each", served(ours, base), (asked + 1) // 2))
     return plans
 

@@ -35,7 +35,8 @@ WHOLE = 2048  # tokens of a pass: no prompt of the workload is longer
 NO_DRAFTS = RuleSpec("fixed", 0)
 PRICE = RuleSpec("price")
 SIX, THREE = RuleSpec("fixed", 6), RuleSpec("fixed", 3)
-DRAFT_KV_SHARE = 0.7  # of the target's tokens, whose KV a draft model holds that does not draft for everybody
+# Of the target's tokens, whose KV a draft model holds that does not draft for everybody: for most, or for a few.
+DRAFT_KV_SHARES = (0.7, 0.35)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class Setting:
     batch: tuple[int, float] | None = None
     on_server: bool = False
     server_drafts: int = 0  # draft tokens per pass that the server may add where devices have nothing ready
+    draft_kv_share: float = 1.0  # of the target's tokens, whose KV the draft model on the server holds
     decodes_first: bool = False  # `continuous`: prefill gets what running sessions leave of a pass
     parameters: WispParameters | None = None
 
@@ -58,7 +60,7 @@ class Setting:
         engine: dict[str, Any] = {"max_pass_tokens": self.chunk}
         if self.batch is not None:
             engine |= {"static_batch_sessions": self.batch[0], "static_batch_wait_ms": self.batch[1]}
-        has_draft, share = self.on_server or self.server_drafts > 0, DRAFT_KV_SHARE if self.server_drafts else 1.0
+        has_draft, share = self.on_server or self.server_drafts > 0, self.draft_kv_share
         lost = kv_tokens(draft=QWEN3_06B, draft_share=share) / kv_tokens() if has_draft else 1.0
         num_kv = int(lost * base.kv_tokens)
         if self.server_drafts:
@@ -85,7 +87,7 @@ class Setting:
         policy = f"{self.policy}, decodes first" if self.decodes_first else self.policy
         parts = [policy, str(self.rule) if self.rule != NO_DRAFTS else "no drafts", f"chunk {self.chunk}"]
         if self.server_drafts:
-            parts.append(f"{self.server_drafts} server drafts")
+            parts.append(f"{self.server_drafts} server drafts (KV {self.draft_kv_share:.0%})")
         if self.batch:
             parts.append(f"batch {self.batch[0]} / {self.batch[1]:g} ms")
         return ", ".join(parts)
@@ -153,8 +155,8 @@ def _fixed_edf(lengths: Sequence[int], chunks: Sequence[int]) -> Kind:
 
 
 _EDGE_ONLY = Setting("wisp", "wisp", PRICE, WHOLE)
-_OURS = replace(_EDGE_ONLY, server_drafts=4)
-WISP = Kind("wisp", [_EDGE_ONLY, _OURS])
+_OURS, _OURS_LITTLE_KV = [replace(_EDGE_ONLY, server_drafts=4, draft_kv_share=share) for share in DRAFT_KV_SHARES]
+WISP = Kind("wisp", [_EDGE_ONLY, _OURS, _OURS_LITTLE_KV])
 SLO_CENTRAL = Kind("slo-central", [Setting("slo-central", "wisp", NO_DRAFTS, WHOLE)])
 ABLATIONS = (
     Kind("wisp-edge-only", [replace(_EDGE_ONLY, system="wisp-edge-only")]),

@@ -58,8 +58,8 @@ class TestWorth:
         assert dear_s == 0.0
 
     def test_among_many_sessions_a_step_has_to_win_more(self) -> None:
-        few, _ = settled(make_candidates(4, own_acceptance=0.7), 5e-3, max_tokens=1)
-        many, _ = settled(make_candidates(5, own_acceptance=0.7), 5e-3, max_tokens=1)
+        few, _ = settled(make_candidates(4, own_acceptance=0.7), 6.2e-3, max_tokens=1)
+        many, _ = settled(make_candidates(5, own_acceptance=0.7), 6.2e-3, max_tokens=1)
         assert few.num_to_draft is not None
         assert many.num_to_draft is None
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.factories import make_candidates, make_config
 from tests.test_policies import candidates, parts
-from wisp_plugin.estimator import EMPTY_PASS, Costs, Estimator, item_features
+from wisp_plugin.estimator import EMPTY_PASS, Costs, Estimator, item_features, token_features
 from wisp_plugin.policies import PREFILL, TURN, Choice
 from wisp_plugin.roster import Candidates
 from wisp_plugin.wisp_budget import PassBudget
@@ -26,6 +26,7 @@ NOW_S = 1.0
 TOKEN_S = 0.0001
 LINEAR = Costs((0.0, 0, 0, 0, 0, 0), (0.01, 0, TOKEN_S, 0, 0, 0))
 TIGHT_S, LOOSE_S = 0.014, 1.0
+LONGEST_S = 0.01 / P.least_saving  # of which a pass of LINEAR costs loses no more than that share
 
 
 def take(c: Candidates, budget_s: float, must_s: Any = math.inf, **config: Any) -> Choice:
@@ -63,12 +64,12 @@ class TestBudget:
     def test_who_cannot_be_helped_sets_no_budget(self) -> None:
         budget = PassBudget(Estimator(LINEAR), P)
         nobody = np.zeros(3, bool)
-        assert budget.seconds(make_candidates(3, tpot_s=0.5 * 0.01), nobody) == math.inf
+        assert LONGEST_S <= budget.seconds(make_candidates(3, tpot_s=0.5 * 0.01), nobody) < 1.2 * LONGEST_S
         lost = make_candidates(3, tpot_s=[TIGHT_S, LOOSE_S, LOOSE_S], is_lost=[1.0, 0.0, 0.0])
         assert budget.seconds(lost, nobody) == pytest.approx(LOOSE_S)
         one_hopeless = make_candidates(3, tpot_s=[0.005, TIGHT_S, LOOSE_S])
         assert budget.seconds(one_hopeless, nobody) == pytest.approx(TIGHT_S)
-        assert budget.seconds(lost, ~nobody) == math.inf
+        assert LONGEST_S <= budget.seconds(lost, ~nobody) < 1.2 * LONGEST_S
 
     def test_newcomers_are_expected_to_get_what_others_get(self) -> None:
         budget, nobody = PassBudget(Estimator(LINEAR), P), np.zeros(3, bool)
@@ -87,7 +88,25 @@ class TestBudget:
         prompts = Choice(np.arange(20), np.full(20, 4), np.zeros(20, np.int64), (TURN,) * 20)
         for step in range(50):
             budget.note(make_candidates(20, num_uncached=4.0), prompts, NOW_S + 0.1 * step)
-        assert budget.seconds(c, nobody) == math.inf
+        assert LONGEST_S <= budget.seconds(c, nobody) < 1.2 * LONGEST_S
+
+    @pytest.mark.parametrize("norm", [1.0, 4.0])
+    def test_no_pass_is_longer_than_what_saves_time(self, norm: float) -> None:
+        """All but a tenth of the longest pass is what its tokens cost anyway, whatever has been seen of prompts."""
+        estimator = Estimator(Costs((0.03, 0, 0, 0, 0, 1e-8), (0.0, 0, 3e-4, 0, 0, 0), norm))
+        c = make_candidates(40, num_cached=300.0, tpot_s=0.02)
+        budget_s = PassBudget(estimator, P).seconds(c, np.ones(40, bool))
+        features = item_features(c.num_cached, np.ones(40), 1.0).sum(axis=0) + EMPTY_PASS
+        sizes = np.arange(1.0, 5000.0)
+        seconds = estimator.predict(features + (sizes - 40)[:, None] * token_features(300.0))
+        useful = sizes * 3e-4 / seconds
+        longest_s = seconds[np.searchsorted(useful, 1.0 - P.least_saving)]
+        assert longest_s * 0.99 <= budget_s < 1.2 * longest_s
+        burst = PassBudget(estimator, P)
+        prompts = Choice(np.arange(40), np.full(40, 90), np.zeros(40, np.int64), (TURN,) * 40)
+        for step in range(50):
+            burst.note(make_candidates(40, num_uncached=100.0), prompts, NOW_S + 0.1 * step)
+        assert burst.seconds(c, np.zeros(40, bool)) == pytest.approx(budget_s)
 
     def test_passes_are_forgotten_and_empty_ones_are_none(self) -> None:
         budget = PassBudget(Estimator(LINEAR), P)

@@ -26,7 +26,7 @@ from wisp_plugin.roster import Candidates, Floats
 from wisp_plugin.wisp_hold import FEW_SESSIONS
 from wisp_plugin.wisp_parameters import WispParameters
 
-LEAST_GAIN = 1.5  # tokens per second that a step adds, over those of the pass without it; 1 among FEW_SESSIONS
+LEAST_GAIN = 1.2  # tokens per second that a step adds, over those of the pass without it; 1 among FEW_SESSIONS
 MOST_SKIPPED = 31  # plans without an offer, after offers that did not pay: 0, 1, 3, 7, ... behind each other
 _LOST_VALUE = WispParameters().lost_value  # of a token of a session whose SLO cannot be met any more
 

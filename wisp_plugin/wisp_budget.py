@@ -2,9 +2,10 @@
 
 A session that is in every pass and gets n tokens from each on average bears passes of n x tpot. Longer ones cost it its
 SLO; shorter ones carry less, and what all SLOs ask for, with the prompts that come along, has to fit: that takes passes
-of `pace_s` on average. Sessions that bear less than this are beyond help and count no more. Of the others the one that
-bears least sets the budget. So passes are as long as they may be, and all alike: a long pass costs the tightest more
-than a short one gives back.
+of `pace_s` on average, but never longer ones than save time: what a pass costs beside its tokens is a small share of it
+then, and a burst of prompts is not served quicker by passes that nobody bears. Sessions that bear less than this are
+beyond help and count no more. Of the others the one that bears least sets the budget. So passes are as long as they may
+be, and all alike: a long pass costs the tightest more than a short one gives back.
 
 New tokens per committed one (prompts and rejected drafts are in it) are those of the last passes.
 """
@@ -23,6 +24,7 @@ from wisp_plugin.wisp_parameters import WispParameters
 _MEMORY_S = 10.0  # passes are remembered so long
 _FIRST_TOKENS = (50.0, 25.0)  # new and committed, until there were passes
 _ROUNDS = 3  # towards a pass that takes as long as its own work asks for
+_SIZES: Floats = np.geomspace(8.0, 4096.0, 37)  # new tokens of a pass that are looked at
 
 
 class PassBudget:
@@ -44,14 +46,26 @@ class PassBudget:
         self._noted_s = now_s
 
     def seconds(self, c: Candidates, is_prefill: Bools) -> float:
-        """The budget; infinite if nobody sets one."""
+        """The budget for candidates of which there is at least one."""
         runs = np.flatnonzero(~is_prefill & (c.is_lost == 0))
+        longest_s = self._longest_s(c.num_cached[runs if len(runs) else slice(None)])
         if not len(runs):
-            return math.inf
+            return longest_s
         turn_s = c.tpot_s[runs] * self._tokens_per_turn(c, runs)  # what a turn is worth in time
-        pace_s = self._pace_s(c, runs, turn_s)
+        pace_s = min(self._pace_s(c, runs, turn_s), longest_s)
         helped_s = turn_s[turn_s >= self._parameters.lost_pace * pace_s]
-        return max(pace_s, float(helped_s.min())) if len(helped_s) else math.inf
+        return max(pace_s, float(helped_s.min())) if len(helped_s) else longest_s
+
+    def _longest_s(self, num_cached: Floats) -> float:
+        """Seconds of a pass from which on longer ones save hardly anything: all but `least_saving` of it is what its
+        tokens cost in a pass without end. The sessions with `num_cached` take part."""
+        own = self._estimator.work(item_features(num_cached, np.ones(len(num_cached)), 1.0)).sum(axis=0)
+        token = self._estimator.work(token_features(num_cached.mean()))
+        beside = np.maximum(self._estimator.work(EMPTY_PASS) + own - len(num_cached) * token, 0.0)
+        seconds = self._estimator.seconds(beside + _SIZES[:, None] * token)
+        spent = _SIZES * float(self._estimator.seconds(token)) / seconds  # rises with the size
+        enough = np.searchsorted(spent, 1.0 - self._parameters.least_saving)
+        return float(seconds[min(int(enough), len(_SIZES) - 1)])
 
     def _tokens_per_turn(self, c: Candidates, runs: Ints) -> Floats:
         """Committed tokens per turn; of a session that has had few turns at least what the others have usually, or each

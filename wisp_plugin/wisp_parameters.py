@@ -14,6 +14,7 @@ class WispParameters:
     least_value: float = 0.02
     most_value: float = 2.0  # of a session that is `horizon_tokens` behind
     lost_pace: float = 0.97  # whoever bears less than this much of the mean pass at everybody's pace is beyond help
+    least_saving: float = 0.1  # share of a pass that longer ones have to save; no SLO is given up for less
     lost_value: float = 0.05  # factor for a session whose SLO cannot be met any more
     # Who takes part, who waits
     need_tokens: float = 1.5  # a session with less slack takes part whatever it costs
@@ -22,7 +23,7 @@ class WispParameters:
     hold_load: float = 0.3  # from this predicted load on, sessions wait for drafts that are on their way
     draft_grace_s: float = 0.02  # drafts that are so late are not on their way any more
     young_turns: int = 8  # whoever has had fewer turns is expected to get as many tokens from each as others do
-    late_first_tokens: float = 8.0  # a first token that is late already queues as if it were needed in so many tpot
+    late_first_tokens: float = 20.0  # a first token that will be late queues as if it were needed in so many tpot
     least_survival: float = 0.4  # of a draft token in a pass that has no room for everything
     # Prefill
     prefill_tokens: int = 16  # more uncached tokens than this are prefill; the smallest chunk

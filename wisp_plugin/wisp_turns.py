@@ -4,7 +4,8 @@ Those that need a token are in, with their own. Then everybody in the order of n
 that it has and that is worth its place, until the pass takes as long as it may (`wisp_budget`). So whoever is ahead
 waits while its drafts come in, and its turn is rich; a prompt waits until its first token is as urgent as what others
 need, and then gets whole passes. (Earliest deadline first is optimal while everything can be in time: Liu and Layland
-1973. It falls apart when not, so sessions whose SLO is lost come last, for what is left.)
+1973. It falls apart when not, so sessions whose SLO is lost come last, for what is left, and prompts behind which
+others would be late as well come later: `wisp_first_tokens`.)
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from wisp_plugin.config import EngineConfig
 from wisp_plugin.estimator import EMPTY_PASS, Estimator, item_features, token_features
 from wisp_plugin.policies import NEED, PREFILL, VALUE, Choice
 from wisp_plugin.roster import Bools, Candidates, Floats, Ints
+from wisp_plugin.wisp_first_tokens import will_be_late
 from wisp_plugin.wisp_parameters import WispParameters
 
 
@@ -55,10 +57,10 @@ class Turns:
         return must, due[~fits]
 
     def _order(self, c: Candidates, is_prefill: Bools, must_s: Floats, has_no_room: Ints, now_s: float) -> Ints:
-        """Everybody, in the order of need. A first token that is late already makes nobody else late, but comes before
-        what is far ahead; and nobody overtakes those who would have to take part and have no room."""
+        """Everybody, in the order of need. A first token that is late, or will be, makes nobody else late, but comes
+        before what is far ahead; and nobody overtakes those who would have to take part and have no room."""
         rank = (c.is_lost > 0).astype(np.int64)
-        is_late = is_prefill & (c.needed_s < now_s)
+        is_late = will_be_late(c, is_prefill, self._estimator, now_s)
         needed_s = np.where(is_late, now_s + self._parameters.late_first_tokens * c.tpot_s, c.needed_s)
         rank[has_no_room], needed_s[has_no_room] = -1, must_s[has_no_room]
         order: Ints = np.lexsort((needed_s, rank))
