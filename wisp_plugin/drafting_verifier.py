@@ -132,6 +132,8 @@ class DraftingVerifier:
         if pool.length(session) > num_cached:
             pool.truncate(session, num_cached)
         num_missing = pool.num_missing(session, end)
+        if num_promised + num_missing <= pool.num_free:
+            return num_missing
         others = [other for other in self._computed if other not in busy]
         if num_promised + num_missing > pool.num_free + sum(map(pool.num_exclusive, others)):
             return None
