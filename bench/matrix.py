@@ -9,7 +9,7 @@ cells_lost_*                      cells below 0.97, with the ratio and the best 
                                   one of them
 
 tpot is in unloaded passes: one class per cell. Without `--full`: 12 cells, few settings of each system, one seed. A
-finished cell is a JSON line in `--state`; with the same file a stopped run goes on.
+system that is finished in a cell is a JSON line in `--state`; with the same file a stopped run goes on.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from bench.comparison_command import assumptions, num_cores
 from bench.gpu_profile import DEFAULT
 from bench.html_report import DEFINITIONS, Page
 from bench.matrix_figures import TABLE_COLUMNS, against_best, matrix_figures, table_rows
-from bench.matrix_state import CellResult, append_result, key_of, load_results, same_to
+from bench.matrix_state import CellResult, Part, Parts, append_part, key_of, load_parts, same_to
 from bench.report import Progress, finish, format_cell, print_table
 from bench.scheduler_systems import Lab
-from bench.systems import BASELINES, FEW, FULL
+from bench.systems import BASELINES, FEW, FULL, Kind
 from wisp_plugin.errors import ConfigError
 from wisp_plugin.home import wisp_home
 
@@ -51,8 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "[short; long with --full]")  # fmt: skip
     add("--seeds", type=positive_int, default=1, metavar="N", help="runs of everything with other sessions [1]")
     add("--seed", type=not_negative_int, default=0, help="the first of them [0]")
-    add("--state", type=Path, metavar="FILE", help="finished cells, one JSON line each [$WISP_HOME/bench/matrix.jsonl]")
-    add("--fresh", action="store_true", help="take no finished cells from the file")
+    add("--state", type=Path, metavar="FILE", help="finished parts, one JSON line each [$WISP_HOME/bench/matrix.jsonl]")
+    add("--fresh", action="store_true", help="take no finished parts from the file")
     add("--jobs", type=positive_int, default=num_cores(), metavar="N", help="processes [the cores]")
     add("--report", type=Path, metavar="DIR", help="write PNG plots and one HTML page there")
 
@@ -88,21 +88,35 @@ def run_cells(
     wanted: Sequence[Cell], timing: Timing, seeds: Sequence[int], kinds: Sequence[Any], path: Path, jobs: int,
     fresh: bool = False,
 ) -> list[CellResult]:  # fmt: skip
-    """Results in the order of `wanted`; those that the file has are taken from there."""
+    """Results in the order of `wanted`; systems that the file has in a cell are taken from there."""
     systems = chosen_kinds(BASELINES, kinds)
-    key = key_of(timing, seeds, systems)
-    names = [kind.name for kind in systems]
-    done = {} if fresh else load_results(path, key, names, lambda line: print(f"matrix: {line}", file=sys.stderr))
+    keys = {kind.name: key_of(timing, seeds, kind) for kind in systems}
+    done: Parts = {}
+    if not fresh:
+        done = load_parts(path, keys.values(), lambda line: print(f"matrix: {line}", file=sys.stderr))
+    results = []
     with Lab(jobs) as lab, Progress(len(wanted), "matrix") as progress:
         for cell in wanted:
-            if cell not in done:
-                asked = [kind for kind in systems if not same_to(kind, cell, done.values())]
-                found = compare(lab, cell, asked, timing, seeds, first=_FIRST.get(cell.tpot_passes, 32))
-                done[cell] = CellResult.of(cell, found.bests).filled_up(systems, done.values())
-                append_result(path, key, done[cell])
-            ratio = against_best(done[cell], "goodput")
+            for part in _missing_parts(lab, cell, systems, done, timing, seeds):
+                done[cell, part.system] = part
+                append_part(path, keys[part.system], part)
+            results.append(CellResult.of([done[cell, kind.name] for kind in systems]))
+            ratio = against_best(results[-1], "goodput")
             progress.step(note=f"{cell.name}: {format_cell(ratio.value)} of {ratio.other}")
-    return [done[cell] for cell in wanted]
+    return results
+
+
+def _missing_parts(
+    lab: Lab, cell: Cell, kinds: Sequence[Kind], done: Parts, timing: Timing, seeds: Sequence[int]
+) -> list[Part]:
+    """The parts of a cell that are not done: from cells that are the same to a system, or found now."""
+    missing = [kind for kind in kinds if (cell, kind.name) not in done]
+    shared = [part for kind in missing if (part := same_to(kind, cell, done))]
+    asked = [kind for kind in missing if kind.name not in {part.system for part in shared}]
+    if not asked:
+        return shared
+    found = compare(lab, cell, asked, timing, seeds, first=_FIRST.get(cell.tpot_passes, 32))
+    return [*shared, *(Part.of(cell, name, bests) for name, bests in found.bests.items())]
 
 
 def _write(

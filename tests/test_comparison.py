@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench import capacity, cli, distance_check, goodput, matrix, planner
+from bench import capacity, cli, distance_check, goodput, matrix, matrix_state, planner
 from bench.baseline_rules import Confidence, ControllerOf, RuleSpec
 from bench.cells import FULL_AXES, MIX, REDUCED_AXES, Cell, Timing, cells
 from bench.comparison import Comparison, ratio_figures
@@ -20,7 +20,7 @@ from bench.gpu_cost import unloaded_pass_s
 from bench.gpu_profile import DEFAULT, NORMS, QWEN3_06B, QWEN3_32B, derive, find_profile, is_derived, kv_tokens
 from bench.intervals import mean_interval, ratio_interval
 from bench.matrix_figures import against, against_best, matrix_figures
-from bench.matrix_state import CellResult, append_result, key_of, load_results, same_to
+from bench.matrix_state import CellResult, Part, append_part, key_of, load_parts, same_to
 from bench.scheduler_systems import Lab
 from bench.search import Best, Search, measure_in
 from bench.simulator import simulate
@@ -29,6 +29,7 @@ from wisp_plugin.controller import Chain
 from wisp_plugin.draft_stats import DraftStats
 from wisp_plugin.errors import ConfigError
 from wisp_plugin.pace import Pace
+from wisp_plugin.wisp_parameters import WispParameters
 
 A, B = Setting("x", "edf", RuleSpec("fixed", 1)), Setting("x", "edf", RuleSpec("fixed", 2))
 KIND = Kind("x", [A, B])
@@ -144,7 +145,8 @@ def best_of(system: str, held: int, tokens: float) -> Best:
 
 def result_of(cell: Cell, **values: tuple[int, float]) -> CellResult:
     """A made-up cell; names have underscores."""
-    return CellResult.of(cell, {k.replace("_", "-"): [best_of(k.replace("_", "-"), *v)] for k, v in values.items()})
+    named = {name.replace("_", "-"): value for name, value in values.items()}
+    return CellResult.of([Part.of(cell, name, [best_of(name, *value)]) for name, value in named.items()])
 
 
 SYSTEMS_OF_A_CELL = {"sled": (0, 10.0), "published": (10, 90.0), "slo_central": (20, 200.0), "colocated": (30, 220.0),
@@ -178,23 +180,31 @@ class TestMatrix:
         assert len(list(cells(REDUCED_AXES))) == 12
         assert len({cell.name for cell in cells(FULL_AXES)}) == 135
 
-    def test_finished_cells_are_kept_and_a_half_line_is_dropped(self, tmp_path: Path) -> None:
-        path, key = tmp_path / "state.jsonl", key_of(Timing(), [0], FULL)
-        first = result_of(CELL, wisp=(60, 440.0), centralized=(20, 200.0))
-        second = result_of(replace(CELL, draft="int8"), wisp=(6, 44.0), centralized=(20, 200.0))
-        append_result(path, key, first)
+    def test_finished_parts_are_kept_and_a_half_line_is_dropped(self, tmp_path: Path) -> None:
+        path, key = tmp_path / "state.jsonl", key_of(Timing(), [0], WISP)
+        first = Part.of(CELL, "wisp", [best_of("wisp", 60, 440.0)])
+        second = Part.of(replace(CELL, draft="int8"), "wisp", [best_of("wisp", 6, 44.0)])
+        append_part(path, key, first)
         with path.open("a") as file:
             file.write('{"key": "' + key)
-        assert load_results(path, key) == {first.cell: first}
-        append_result(path, key, second)
-        assert load_results(path, key) == {first.cell: first, second.cell: second}
-        assert load_results(path, key_of(Timing(), [1], FULL)) == {}
+        assert load_parts(path, [key]) == {(first.cell, "wisp"): first}
+        append_part(path, key, second)
+        assert load_parts(path, [key]) == {(first.cell, "wisp"): first, (second.cell, "wisp"): second}
+        assert load_parts(path, [key_of(Timing(), [1], WISP)]) == {}
+
+    def test_only_who_uses_the_policy_runs_again_when_its_constants_change(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = {kind.name: key_of(Timing(), [0], kind) for kind in (*FEW, WISP)}
+        monkeypatch.setattr(matrix_state, "WispParameters", lambda: WispParameters(max_hold_s=2.0))
+        changed = {kind.name for kind in (*FEW, WISP) if key_of(Timing(), [0], kind) != before[kind.name]}
+        assert changed == {"wisp", "published", "slo-central"}
 
     def test_a_malformed_line_is_an_error(self, tmp_path: Path) -> None:
         path = tmp_path / "state.jsonl"
         path.write_text("nonsense\n{}\n")
         with pytest.raises(ConfigError, match="line 1"):
-            load_results(path, "any")
+            load_parts(path, ["any"])
 
 
 class TestFigures:
@@ -239,20 +249,13 @@ class TestSharedCells:
                 assert (figures[name] == figures[""]) == (name not in kind.sees), (kind.name, name)
 
     def test_what_is_missing_comes_from_a_cell_that_is_the_same(self) -> None:
-        cell = Cell(1.5, "slow", (20.0, 20.0), "int4")
-        names = [kind.name for kind in (*FEW, WISP)]
-        first = CellResult(cell, {n: [1.0] for n in names}, {n: [2.0] for n in names}, {n: ("a", "b") for n in names})
-        other, colocated = replace(cell, draft="int8"), FEW[4]
-        assert same_to(FEW[0], other, [first]) is first
-        assert same_to(colocated, other, [first]) is None
-        assert same_to(colocated, replace(cell, speeds="fast"), [first]) is first
-        assert same_to(WISP, replace(cell, rtt_ms=(5.0, 5.0)), [first]) is None
-        own = CellResult(other, {"wisp": [5.0], "colocated": [4.0]}, {"wisp": [6.0], "colocated": [3.0]},
-                         {"wisp": ("c", "d"), "colocated": ("e", "f")})  # fmt: skip
-        kinds = [FEW[0], colocated, WISP]
-        whole = own.filled_up(kinds, [first])
-        assert list(whole.capacity.items()) == [("centralized", [1.0]), ("colocated", [4.0]), ("wisp", [5.0])]
-        assert (whole.goodput["centralized"], whole.settings["centralized"]) == ([2.0], ("a", "b"))
+        cell, colocated = Cell(1.5, "slow", (20.0, 20.0), "int4"), FEW[4]
+        parts = {(cell, kind.name): Part(cell, kind.name, [1.0], [2.0], ("a", "b")) for kind in (*FEW, WISP)}
+        other, faster = replace(cell, draft="int8"), replace(cell, speeds="fast")
+        assert same_to(FEW[0], other, parts) == Part(other, "centralized", [1.0], [2.0], ("a", "b"))
+        assert same_to(colocated, other, parts) is None
+        assert same_to(colocated, faster, parts) == replace(parts[cell, "colocated"], cell=faster)
+        assert same_to(WISP, replace(cell, rtt_ms=(5.0, 5.0)), parts) is None
 
 
 class TestCommands:
@@ -293,10 +296,10 @@ class TestCommands:
         state = tmp_path / "state.jsonl"
         options = ["matrix", "--drafts", "int8", "--jobs", "1", "--state", str(state)]
         assert cli.main([*options, "--cells", "1"]) == 0
-        assert len(state.read_text().splitlines()) == 1
+        assert len(state.read_text().splitlines()) == len(FEW) + 1
         assert cli.main([*options, "--cells", "2", "--report", str(tmp_path)]) == 0
         output = capsys.readouterr()
-        assert len(state.read_text().splitlines()) == 2
+        assert len(state.read_text().splitlines()) == 2 * (len(FEW) + 1)
         assert "matrix: 2/2" in output.err
         document = document_of(output.out)
         assert document["cells"] == 2

@@ -13,7 +13,7 @@ from bench.cells import MIX, Cell, Timing
 from bench.comparison import Comparison, ratio_figures
 from bench.comparison_command import RATIO_COLUMNS, missed_lines, page_of, ratio_rows
 from bench.matrix_figures import geometric_mean, matrix_figures
-from bench.matrix_state import CellResult, append_result, load_results, result_of
+from bench.matrix_state import CellResult, Part, append_part, load_parts
 from bench.search import Best
 from bench.systems import BASELINES, SYSTEMS
 from wisp_plugin.errors import ConfigError
@@ -22,18 +22,12 @@ CELL = Cell(1.1, "fast", (20.0, 20.0), "int8")
 NAMES = [*BASELINES, "wisp"]
 
 
-def every(value: object) -> dict[str, object]:
-    """The value for each system."""
-    return {name: value for name in NAMES}
-
-
 def line_of(key: str = "k", **changes: object) -> str:
-    """A finished cell as a line of the file, with other values at the top."""
+    """A finished part as a line of the file, with other values at the top."""
     document = {
         "key": key, "commit": "abc", "cell": {"tpot_passes": 1.1, "speeds": "fast", "rtt_ms": [20.0, 20.0],
                                               "draft": "int8", "profile": "p"},
-        "capacity": every([4.0]), "goodput": every([5.0]),
-        "settings": every(["a", "b"]), **changes,
+        "system": "wisp", "capacity": [4.0], "goodput": [5.0], "settings": ["a", "b"], **changes,
     }  # fmt: skip
     return json.dumps({name: value for name, value in document.items() if value is not None})
 
@@ -42,11 +36,10 @@ class TestState:
     @pytest.mark.parametrize(
         "line",
         [
-            "nonsense", "", "[]", "3", "{}", '{"key": "k"}', line_of(settings=None), line_of(capacity={}),
-            line_of(goodput={}), line_of(capacity={"wisp": [4.0]}), line_of(cell={}),
-            line_of(capacity=every([])), line_of(capacity=every(["x"])),
-            line_of(capacity=every(4.0)), line_of(goodput=every([-1.0])),
-            line_of(goodput=every([float("nan")])), line_of(settings=every([])),
+            "nonsense", "", "[]", "3", "{}", '{"key": "k"}', line_of(settings=None), line_of(capacity=None),
+            line_of(goodput={}), line_of(system=None), line_of(cell={}), line_of(commit=None),
+            line_of(capacity=[]), line_of(capacity=["x"]), line_of(capacity=4.0), line_of(goodput=[-1.0]),
+            line_of(goodput=[float("nan")]), line_of(settings=[]),
             line_of(cell={"tpot_passes": 1.1, "speeds": [], "rtt_ms": [], "draft": "int8", "profile": "p"}),
         ],
     )  # fmt: skip
@@ -54,39 +47,39 @@ class TestState:
     def test_a_malformed_line_is_refused_wherever_it_stands(self, line: str, following: str, tmp_path: Path) -> None:
         path = tmp_path / "state.jsonl"
         path.write_text(line_of() + "\n" + line + "\n" + following)
-        with pytest.raises(ConfigError, match=r"line 2: no finished cell \(.+\)"):
-            load_results(path, "k", NAMES)
+        with pytest.raises(ConfigError, match=r"line 2: no finished part \(.+\)"):
+            load_parts(path, ["k"])
 
     def test_no_text_and_no_file(self, tmp_path: Path) -> None:
         path = tmp_path / "state.jsonl"
-        assert load_results(path, "k") == {}
+        assert load_parts(path, ["k"]) == {}
         path.write_bytes(b'{"key": "\xff"}\n')
         with pytest.raises(ConfigError, match="line 1"):
-            load_results(path, "k")
+            load_parts(path, ["k"])
         with pytest.raises(ConfigError, match="cannot be read"):
-            load_results(tmp_path, "k")
+            load_parts(tmp_path, ["k"])
 
     @pytest.mark.parametrize("half", [line_of(settings=None), line_of()[:40], "{", "\udcff"])
     def test_a_line_without_its_end_is_dropped_and_the_run_goes_on(self, half: str, tmp_path: Path) -> None:
         path = tmp_path / "state.jsonl"
         path.write_bytes((line_of() + "\n" + half).encode("utf-8", "surrogateescape"))
-        before = load_results(path, "k", NAMES)
+        before = load_parts(path, ["k"])
         assert len(before) == 1
-        other = replace(result_of(json.loads(line_of())), cell=CELL)
-        append_result(path, "k", other)
-        assert load_results(path, "k", NAMES) == {**before, CELL: other}
+        other = Part(CELL, "sled", [1.0, 2.0], [3.0, 4.0], ("a", "b"))
+        append_part(path, "k", other)
+        assert load_parts(path, ["k"]) == {**before, (CELL, "sled"): other}
 
     def test_lines_of_another_commit_are_told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         told: list[str] = []
         path = tmp_path / "state.jsonl"
         path.write_text(line_of() + "\n" + line_of("another key", commit="old") + "\n")
         monkeypatch.setattr(matrix_state, "commit", lambda: "new")
-        load_results(path, "k", warn=told.append)
+        load_parts(path, ["k"], warn=told.append)
         (line,) = told
-        assert "1 of 1 finished cells" in line
+        assert "1 of 1 finished parts" in line
         assert "(abc; this is new)" in line
         monkeypatch.setattr(matrix_state, "commit", lambda: "abc")
-        load_results(path, "k", warn=told.append)
+        load_parts(path, ["k"], warn=told.append)
         assert told == [line]
 
 
