@@ -65,8 +65,8 @@ class TestBudget:
         budget = PassBudget(Estimator(LINEAR), P)
         nobody = np.zeros(3, bool)
         assert LONGEST_S <= budget.seconds(make_candidates(3, tpot_s=0.5 * 0.01), nobody) < 1.2 * LONGEST_S
-        lost = make_candidates(3, tpot_s=[TIGHT_S, LOOSE_S, LOOSE_S], is_lost=[1.0, 0.0, 0.0])
-        assert budget.seconds(lost, nobody) == pytest.approx(LOOSE_S)
+        lost = make_candidates(3, tpot_s=[TIGHT_S, 0.05, 0.05], is_lost=[1.0, 0.0, 0.0])
+        assert budget.seconds(lost, nobody) == pytest.approx(0.05)
         one_hopeless = make_candidates(3, tpot_s=[0.005, TIGHT_S, LOOSE_S])
         assert budget.seconds(one_hopeless, nobody) == pytest.approx(TIGHT_S)
         assert LONGEST_S <= budget.seconds(lost, ~nobody) < 1.2 * LONGEST_S
@@ -108,6 +108,13 @@ class TestBudget:
             burst.note(make_candidates(40, num_uncached=100.0), prompts, NOW_S + 0.1 * step)
         assert burst.seconds(c, np.zeros(40, bool)) == pytest.approx(budget_s)
 
+    def test_who_needs_no_drafts_gets_no_longer_passes_for_them(self) -> None:
+        budget, nobody = PassBudget(Estimator(LINEAR), P), np.zeros(3, bool)
+        loose = make_candidates(3, tpot_s=LOOSE_S, tokens_per_turn=5.0, num_turns=50)
+        assert LONGEST_S <= budget.seconds(loose, nobody) < 1.2 * LONGEST_S
+        one_tighter = make_candidates(3, tpot_s=[0.09, LOOSE_S, LOOSE_S], tokens_per_turn=5.0, num_turns=50)
+        assert budget.seconds(one_tighter, nobody) == pytest.approx(5.0 * 0.09)
+
     def test_passes_are_forgotten_and_empty_ones_are_none(self) -> None:
         budget = PassBudget(Estimator(LINEAR), P)
         c = make_candidates(2, [0.5, 0.25], num_uncached=[1.0, 40.0])
@@ -144,6 +151,13 @@ class TestOrder:
         c = make_candidates(2, [0.9, 0.3], needed_s=[1.01, 1.02])
         assert parts(take(c, 1.0)) == [(0, 1, 2), (1, 1, 2)]
         assert parts(take(c, 0.01045)) == [(0, 1, 1), (1, 1, 1)]
+
+    def test_where_nobody_needs_drafts_only_likely_ones_take_anothers_place(self) -> None:
+        likely = make_candidates(3, [0.9, 0.5], needed_s=[1.01, 1.02, 1.03], tpot_s=0.1)
+        assert parts(take(likely, 0.0106)) == [(0, 1, 1), (1, 1, 1), (2, 1, 1)]
+        tighter = make_candidates(3, [0.9, 0.5], needed_s=[1.01, 1.02, 1.03], tpot_s=[0.1, 0.1, 0.0105])
+        assert parts(take(tighter, 0.0106)) == [(0, 1, 2), (1, 1, 2)]
+        assert parts(take(likely, 1.0)) == [(0, 1, 2), (1, 1, 2), (2, 1, 2)]
 
     def test_a_sync_draft_is_whole_or_waits(self) -> None:
         c = make_candidates(2, [0.9, 0.8, 0.1], needed_s=[1.01, 1.02], is_sync=1.0)

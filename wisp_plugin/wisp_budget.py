@@ -5,7 +5,8 @@ SLO; shorter ones carry less, and what all SLOs ask for, with the prompts that c
 of `pace_s` on average, but never longer ones than save time: what a pass costs beside its tokens is a small share of it
 then, and a burst of prompts is not served quicker by passes that nobody bears. Sessions that bear less than this are
 beyond help and count no more. Of the others the one that bears least sets the budget. So passes are as long as they may
-be, and all alike: a long pass costs the tightest more than a short one gives back.
+be, and all alike: a long pass costs the tightest more than a short one gives back. Where all keep the pace without
+drafts, passes are no longer than those that save time.
 
 New tokens per committed one (prompts and rejected drafts are in it) are those of the last passes.
 """
@@ -53,8 +54,10 @@ class PassBudget:
             return longest_s
         turn_s = c.tpot_s[runs] * self._tokens_per_turn(c, runs)  # what a turn is worth in time
         pace_s = min(self._pace_s(c, runs, turn_s), longest_s)
-        helped_s = turn_s[turn_s >= self._parameters.lost_pace * pace_s]
-        return max(pace_s, float(helped_s.min())) if len(helped_s) else longest_s
+        is_helped = turn_s >= self._parameters.lost_pace * pace_s
+        if not is_helped.any() or c.tpot_s[runs][is_helped].min() >= longest_s:
+            return longest_s  # in the second case nobody needs a draft to keep the pace in such passes
+        return max(pace_s, float(turn_s[is_helped].min()))
 
     def _longest_s(self, num_cached: Floats) -> float:
         """Seconds of a pass from which on longer ones save hardly anything: all but `least_saving` of it is what its

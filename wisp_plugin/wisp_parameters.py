@@ -25,6 +25,7 @@ class WispParameters:
     young_turns: int = 8  # whoever has had fewer turns is expected to get as many tokens from each as others do
     late_first_tokens: float = 20.0  # a first token that will be late queues as if it were needed in so many tpot
     least_survival: float = 0.4  # of a draft token in a pass that has no room for everything
+    least_survival_ahead: float = 0.85  # the same where everybody keeps the pace without drafts
     # Prefill
     prefill_tokens: int = 16  # more uncached tokens than this are prefill; the smallest chunk
     prefill_haste: float = 0.5  # share of the time to its first token in which a prefill is to be done

@@ -39,7 +39,7 @@ class Turns:
             committed, drafts = num_uncached.astype(np.int64), num_drafts.astype(np.int64)
         else:
             order = self._order(c, is_prefill, must_s, has_no_room, now_s)
-            scarce = self._likely(c, self._parameters.least_survival, num_drafts)
+            scarce = self._likely(c, self._least_survival(c, is_prefill, budget_s), num_drafts)
             committed, drafts = self._take(c, order, must, num_uncached, scarce, budget_s)
         members = np.flatnonzero(committed)
         kinds = np.where(is_prefill, 2, np.where(must, 1, 0))[members]
@@ -75,6 +75,13 @@ class Turns:
         token = self._estimator.work(token_features(c.num_cached.mean()))
         price = len(c) / float(self._estimator.seconds(own)) * float(self._estimator.weights(own) @ token)
         return self._likely(c, price, num_drafts)
+
+    def _least_survival(self, c: Candidates, is_prefill: Bools, budget_s: float) -> float:
+        """Of draft tokens where there is no room for everything. If all keep their pace with their own token of every
+        pass, hardly any that is rejected: what it costs serves somebody else's own."""
+        paces_s = c.tpot_s[~is_prefill & (c.is_lost == 0)]
+        p = self._parameters
+        return p.least_survival_ahead if paces_s.min(initial=np.inf) >= budget_s else p.least_survival
 
     def _likely(self, c: Candidates, least_survival: float, num_drafts: Floats) -> Floats:
         """Of `num_drafts` those that survive with this probability at least."""
