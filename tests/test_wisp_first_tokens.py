@@ -55,3 +55,14 @@ def test_those_who_run_take_their_part_of_the_time() -> None:
     assert late_rows([0.3], [200], tpot_s=0.1, num_running=1) == []
     assert late_rows([0.3], [200], tpot_s=0.1, num_running=40) == [0]  # 60 % of the time is left
     assert late_rows([1.1], [200], tpot_s=0.1, num_running=1000) == []  # a fifth is always left
+
+
+def test_a_lost_session_that_computes_again_takes_no_time_before_others() -> None:
+    columns = {"num_uncached": [200, 250], "num_cached": 0.0, "needed_s": [NOW_S + 0.3, NOW_S + 0.4], "tpot_s": 1.0}
+    is_prefill = np.ones(2, bool)
+    lost = make_candidates(2, is_lost=[1.0, 0.0], **columns)
+    assert not will_be_late(lost, is_prefill, ESTIMATOR, NOW_S).any()
+    assert will_be_late(make_candidates(2, **columns), is_prefill, ESTIMATOR, NOW_S).any()
+    running = make_candidates(41, num_uncached=[200, *[1] * 40], num_cached=0.0, needed_s=NOW_S + 0.3, tpot_s=0.1,
+                              is_lost=[0.0, *[1.0] * 40])  # fmt: skip
+    assert not will_be_late(running, np.arange(41) < 1, ESTIMATOR, NOW_S).any()

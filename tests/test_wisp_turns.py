@@ -15,7 +15,7 @@ from tests.test_policies import candidates, parts
 from wisp_plugin.estimator import EMPTY_PASS, Costs, Estimator, item_features, token_features
 from wisp_plugin.policies import PREFILL, TURN, Choice
 from wisp_plugin.roster import Candidates
-from wisp_plugin.wisp_budget import PassBudget
+from wisp_plugin.wisp_budget import Budget, PassBudget
 from wisp_plugin.wisp_parameters import WispParameters
 from wisp_plugin.wisp_policy import Wisp
 from wisp_plugin.wisp_turns import Turns
@@ -29,10 +29,12 @@ TIGHT_S, LOOSE_S = 0.014, 1.0
 LONGEST_S = 0.01 / P.least_saving  # of which a pass of LINEAR costs loses no more than that share
 
 
-def take(c: Candidates, budget_s: float, must_s: Any = math.inf, **config: Any) -> Choice:
+def take(
+    c: Candidates, budget_s: float, must_s: Any = math.inf, needs_drafts: bool = True, **config: Any
+) -> Choice:
     is_prefill = c.num_uncached > min(P.prefill_tokens, make_config(**config).max_pass_tokens)
     turns = Turns(make_config(**config), Estimator(LINEAR), P)
-    return turns.choose(c, is_prefill, np.full(len(c), must_s, np.float64), NOW_S, budget_s)
+    return turns.choose(c, is_prefill, np.full(len(c), must_s, np.float64), NOW_S, Budget(budget_s, needs_drafts))
 
 
 def seconds_of(c: Candidates, choice: Choice) -> float:
@@ -64,38 +66,38 @@ class TestBudget:
     def test_who_cannot_be_helped_sets_no_budget(self) -> None:
         budget = PassBudget(Estimator(LINEAR), P)
         nobody = np.zeros(3, bool)
-        assert LONGEST_S <= budget.seconds(make_candidates(3, tpot_s=0.5 * 0.01), nobody) < 1.2 * LONGEST_S
+        assert LONGEST_S <= budget.of(make_candidates(3, tpot_s=0.5 * 0.01), nobody).seconds < 1.2 * LONGEST_S
         lost = make_candidates(3, tpot_s=[TIGHT_S, 0.05, 0.05], is_lost=[1.0, 0.0, 0.0])
-        assert budget.seconds(lost, nobody) == pytest.approx(0.05)
+        assert budget.of(lost, nobody).seconds == pytest.approx(0.05)
         one_hopeless = make_candidates(3, tpot_s=[0.005, TIGHT_S, LOOSE_S])
-        assert budget.seconds(one_hopeless, nobody) == pytest.approx(TIGHT_S)
-        assert LONGEST_S <= budget.seconds(lost, ~nobody) < 1.2 * LONGEST_S
+        assert budget.of(one_hopeless, nobody).seconds == pytest.approx(TIGHT_S)
+        assert LONGEST_S <= budget.of(lost, ~nobody).seconds < 1.2 * LONGEST_S
 
     def test_newcomers_are_expected_to_get_what_others_get(self) -> None:
         budget, nobody = PassBudget(Estimator(LINEAR), P), np.zeros(3, bool)
         some = make_candidates(3, tpot_s=TIGHT_S, tokens_per_turn=[1.0, 3.0, 4.0], num_turns=[2, 50, 60])
-        assert budget.seconds(some, nobody) == pytest.approx(3.0 * TIGHT_S)
+        assert budget.of(some, nobody).seconds == pytest.approx(3.0 * TIGHT_S)
         slow = make_candidates(3, tpot_s=TIGHT_S, tokens_per_turn=[1.0, 3.0, 4.0], num_turns=50)
-        assert budget.seconds(slow, nobody) == pytest.approx(TIGHT_S)
+        assert budget.of(slow, nobody).seconds == pytest.approx(TIGHT_S)
         all_young = make_candidates(3, tpot_s=TIGHT_S, tokens_per_turn=[1.0, 3.0, 4.0], num_turns=1)
-        assert budget.seconds(all_young, nobody) == pytest.approx(TIGHT_S)
+        assert budget.of(all_young, nobody).seconds == pytest.approx(TIGHT_S)
 
     def test_many_prompts_lately_make_the_pace_of_all_slower(self) -> None:
         """Twenty sessions at 14 ms per token: decoding alone fits; with four prompt tokens to each it does not."""
         c = make_candidates(20, tpot_s=TIGHT_S)
         budget, nobody = PassBudget(Estimator(LINEAR), P), np.zeros(20, bool)
-        assert budget.seconds(c, nobody) == pytest.approx(TIGHT_S, rel=0.02)
+        assert budget.of(c, nobody).seconds == pytest.approx(TIGHT_S, rel=0.02)
         prompts = Choice(np.arange(20), np.full(20, 4), np.zeros(20, np.int64), (TURN,) * 20)
         for step in range(50):
             budget.note(make_candidates(20, num_uncached=4.0), prompts, NOW_S + 0.1 * step)
-        assert LONGEST_S <= budget.seconds(c, nobody) < 1.2 * LONGEST_S
+        assert LONGEST_S <= budget.of(c, nobody).seconds < 1.2 * LONGEST_S
 
     @pytest.mark.parametrize("norm", [1.0, 4.0])
     def test_no_pass_is_longer_than_what_saves_time(self, norm: float) -> None:
         """All but a tenth of the longest pass is what its tokens cost anyway, whatever has been seen of prompts."""
         estimator = Estimator(Costs((0.03, 0, 0, 0, 0, 1e-8), (0.0, 0, 3e-4, 0, 0, 0), norm))
         c = make_candidates(40, num_cached=300.0, tpot_s=0.02)
-        budget_s = PassBudget(estimator, P).seconds(c, np.ones(40, bool))
+        budget_s = PassBudget(estimator, P).of(c, np.ones(40, bool)).seconds
         features = item_features(c.num_cached, np.ones(40), 1.0).sum(axis=0) + EMPTY_PASS
         sizes = np.arange(1.0, 5000.0)
         seconds = estimator.predict(features + (sizes - 40)[:, None] * token_features(300.0))
@@ -106,14 +108,28 @@ class TestBudget:
         prompts = Choice(np.arange(40), np.full(40, 90), np.zeros(40, np.int64), (TURN,) * 40)
         for step in range(50):
             burst.note(make_candidates(40, num_uncached=100.0), prompts, NOW_S + 0.1 * step)
-        assert burst.seconds(c, np.zeros(40, bool)) == pytest.approx(budget_s)
+        assert burst.of(c, np.zeros(40, bool)).seconds == pytest.approx(budget_s)
+
+    def test_a_burst_leaves_the_tight_ones_helped(self) -> None:
+        """Whatever the mean pass at everybody's pace comes to, passes stay as long as is useful."""
+        c, nobody = make_candidates(20, tpot_s=[0.12, *[LOOSE_S] * 19]), np.zeros(20, bool)
+        budget = PassBudget(Estimator(LINEAR), P)
+        for step in range(50):  # 1.5 times what fits, so that mean passes would take half a second and more
+            prompt = Choice(np.array([0]), np.array([550]), np.array([0]), (TURN,))
+            budget.note(make_candidates(1, num_uncached=550.0), prompt, NOW_S + 0.1 * step)
+        assert LONGEST_S <= budget.of(c, nobody).seconds < 1.2 * LONGEST_S
+
+    def test_a_pass_has_room_for_a_chunk_beside_the_own_tokens(self) -> None:
+        dear = Estimator(Costs((0.0, 0, 0, 0, 0, 0), (0.002, 0, 0.01, 0, 0, 0)))  # 2 ms a pass, 10 ms a token
+        c = make_candidates(10, tpot_s=0.4)
+        assert PassBudget(dear, P).of(c, np.zeros(10, bool)).seconds == pytest.approx(0.002 + 0.01 * (10 + 16))
 
     def test_who_needs_no_drafts_gets_no_longer_passes_for_them(self) -> None:
         budget, nobody = PassBudget(Estimator(LINEAR), P), np.zeros(3, bool)
         loose = make_candidates(3, tpot_s=LOOSE_S, tokens_per_turn=5.0, num_turns=50)
-        assert LONGEST_S <= budget.seconds(loose, nobody) < 1.2 * LONGEST_S
+        assert LONGEST_S <= budget.of(loose, nobody).seconds < 1.2 * LONGEST_S
         one_tighter = make_candidates(3, tpot_s=[0.09, LOOSE_S, LOOSE_S], tokens_per_turn=5.0, num_turns=50)
-        assert budget.seconds(one_tighter, nobody) == pytest.approx(5.0 * 0.09)
+        assert budget.of(one_tighter, nobody).seconds == pytest.approx(5.0 * 0.09)
 
     def test_passes_are_forgotten_and_empty_ones_are_none(self) -> None:
         budget = PassBudget(Estimator(LINEAR), P)
@@ -153,11 +169,27 @@ class TestOrder:
         assert parts(take(c, 0.01045)) == [(0, 1, 1), (1, 1, 1)]
 
     def test_where_nobody_needs_drafts_only_likely_ones_take_anothers_place(self) -> None:
-        likely = make_candidates(3, [0.9, 0.5], needed_s=[1.01, 1.02, 1.03], tpot_s=0.1)
-        assert parts(take(likely, 0.0106)) == [(0, 1, 1), (1, 1, 1), (2, 1, 1)]
-        tighter = make_candidates(3, [0.9, 0.5], needed_s=[1.01, 1.02, 1.03], tpot_s=[0.1, 0.1, 0.0105])
-        assert parts(take(tighter, 0.0106)) == [(0, 1, 2), (1, 1, 2)]
-        assert parts(take(likely, 1.0)) == [(0, 1, 2), (1, 1, 2), (2, 1, 2)]
+        c = make_candidates(3, [0.9, 0.5], needed_s=[1.01, 1.02, 1.03], tpot_s=0.1)
+        assert parts(take(c, 0.0106, needs_drafts=False)) == [(0, 1, 1), (1, 1, 1), (2, 1, 1)]
+        assert parts(take(c, 0.0106)) == [(0, 1, 2), (1, 1, 2)]
+        assert parts(take(c, 1.0, needs_drafts=False)) == [(0, 1, 2), (1, 1, 2), (2, 1, 2)]
+
+    def test_a_prompt_behind_which_another_would_be_late_comes_later(self) -> None:
+        """Of 400 and 100 prompt tokens, due in 40 ms, 50 ms: 0.1 ms each."""
+        c = make_candidates(2, num_uncached=[400.0, 100.0], num_cached=0.0, needed_s=[1.04, 1.049], tpot_s=0.1)
+        assert parts(take(c, 0.0202)) == [(1, 100, 0)]
+        both = make_candidates(2, num_uncached=[400.0, 100.0], num_cached=0.0, needed_s=[1.04, 1.051], tpot_s=0.1)
+        assert take(both, 0.0202).members.tolist() == [0]
+
+    def test_a_late_prompt_does_not_wait_for_ever(self) -> None:
+        """New prompts that can be in time come first, until it is too far behind its due time."""
+        due_s = NOW_S - P.latest_first_tokens * 0.1
+        waits = make_candidates(
+            2, num_uncached=50.0, num_cached=0.0, needed_s=[due_s + 0.2, NOW_S + 0.1], tpot_s=0.1
+        )  # fmt: skip
+        assert take(waits, 0.0151).members.tolist() == [1]
+        too_long = make_candidates(2, num_uncached=50.0, num_cached=0.0, needed_s=[due_s, NOW_S + 0.1], tpot_s=0.1)
+        assert take(too_long, 0.0151).members.tolist() == [0]
 
     def test_a_sync_draft_is_whole_or_waits(self) -> None:
         c = make_candidates(2, [0.9, 0.8, 0.1], needed_s=[1.01, 1.02], is_sync=1.0)

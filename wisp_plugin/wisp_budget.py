@@ -5,8 +5,8 @@ SLO; shorter ones carry less, and what all SLOs ask for, with the prompts that c
 of `pace_s` on average, but never longer ones than save time: what a pass costs beside its tokens is a small share of it
 then, and a burst of prompts is not served quicker by passes that nobody bears. Sessions that bear less than this are
 beyond help and count no more. Of the others the one that bears least sets the budget. So passes are as long as they may
-be, and all alike: a long pass costs the tightest more than a short one gives back. Where all keep the pace without
-drafts, passes are no longer than those that save time.
+be, and all alike: a long pass costs the tightest more than a short one gives back. Where all keep the pace with their
+own token of every pass, passes are no longer than those that save time, and drafts are a matter of what is left.
 
 New tokens per committed one (prompts and rejected drafts are in it) are those of the last passes.
 """
@@ -14,6 +14,7 @@ New tokens per committed one (prompts and rejected drafts are in it) are those o
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -26,6 +27,23 @@ _MEMORY_S = 10.0  # passes are remembered so long
 _FIRST_TOKENS = (50.0, 25.0)  # new and committed, until there were passes
 _ROUNDS = 3  # towards a pass that takes as long as its own work asks for
 _SIZES: Floats = np.geomspace(8.0, 4096.0, 37)  # new tokens of a pass that are looked at
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How long the next pass may take. `needs_drafts`: some session does not keep its pace with own tokens alone."""
+
+    seconds: float
+    needs_drafts: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """Work of an empty pass `[2]`, of each session with its own token `[S, 2]`, of one token more `[2]`."""
+
+    empty: Floats
+    own: Floats
+    token: Floats
 
 
 class PassBudget:
@@ -46,29 +64,38 @@ class PassBudget:
         self._num_committed = kept * self._num_committed + float(expected_tokens(c, choice).sum())
         self._noted_s = now_s
 
-    def seconds(self, c: Candidates, is_prefill: Bools) -> float:
+    def of(self, c: Candidates, is_prefill: Bools) -> Budget:
         """The budget for candidates of which there is at least one."""
         runs = np.flatnonzero(~is_prefill & (c.is_lost == 0))
-        longest_s = self._longest_s(c.num_cached[runs if len(runs) else slice(None)])
+        work = self._work(c.num_cached[runs] if len(runs) else c.num_cached)
+        longest_s = self._longest_s(work)
         if not len(runs):
-            return longest_s
+            return Budget(longest_s)
         turn_s = c.tpot_s[runs] * self._tokens_per_turn(c, runs)  # what a turn is worth in time
-        pace_s = min(self._pace_s(c, runs, turn_s), longest_s)
+        pace_s = min(self._pace_s(c, turn_s, work), longest_s)
         is_helped = turn_s >= self._parameters.lost_pace * pace_s
-        if not is_helped.any() or c.tpot_s[runs][is_helped].min() >= longest_s:
-            return longest_s  # in the second case nobody needs a draft to keep the pace in such passes
-        return max(pace_s, float(turn_s[is_helped].min()))
+        if not is_helped.any():
+            return Budget(longest_s)
+        if c.tpot_s[runs][is_helped].min() >= longest_s:
+            return Budget(longest_s, needs_drafts=False)
+        return Budget(max(pace_s, float(turn_s[is_helped].min())))
 
-    def _longest_s(self, num_cached: Floats) -> float:
-        """Seconds of a pass from which on longer ones save hardly anything: all but `least_saving` of it is what its
-        tokens cost in a pass without end. The sessions with `num_cached` take part."""
-        own = self._estimator.work(item_features(num_cached, np.ones(len(num_cached)), 1.0)).sum(axis=0)
-        token = self._estimator.work(token_features(num_cached.mean()))
-        beside = np.maximum(self._estimator.work(EMPTY_PASS) + own - len(num_cached) * token, 0.0)
-        seconds = self._estimator.seconds(beside + _SIZES[:, None] * token)
-        spent = _SIZES * float(self._estimator.seconds(token)) / seconds  # rises with the size
+    def _work(self, num_cached: Floats) -> _Work:
+        estimator = self._estimator
+        own = estimator.work(item_features(num_cached, np.ones(len(num_cached)), 1.0))
+        return _Work(estimator.work(EMPTY_PASS), own, estimator.work(token_features(num_cached.mean())))
+
+    def _longest_s(self, work: _Work) -> float:
+        """Seconds of the shortest pass that longer ones save hardly anything against: all but `least_saving` of it is
+        what its tokens would cost if nothing came with them. With room for a chunk of prefill beside the own tokens,
+        and for a few thousand tokens at most."""
+        num_own, own = len(work.own), work.empty + work.own.sum(axis=0)
+        beside = np.maximum(own - num_own * work.token, 0.0)
+        seconds = self._estimator.seconds(beside + _SIZES[:, None] * work.token)
+        spent = _SIZES * float(self._estimator.seconds(work.token)) / seconds  # rises with the size
         enough = np.searchsorted(spent, 1.0 - self._parameters.least_saving)
-        return float(seconds[min(int(enough), len(_SIZES) - 1)])
+        with_chunk_s = float(self._estimator.seconds(own + self._parameters.prefill_tokens * work.token))
+        return max(with_chunk_s, float(seconds[min(int(enough), len(_SIZES) - 1)]))
 
     def _tokens_per_turn(self, c: Candidates, runs: Ints) -> Floats:
         """Committed tokens per turn; of a session that has had few turns at least what the others have usually, or each
@@ -79,16 +106,13 @@ class PassBudget:
             return own
         return np.where(is_young, np.maximum(own, np.median(own[~is_young])), own)
 
-    def _pace_s(self, c: Candidates, runs: Ints, turn_s: Floats) -> float:
+    def _pace_s(self, c: Candidates, turn_s: Floats, work: _Work) -> float:
         """Mean seconds of a pass if every session gets just what its SLO asks for: those that run take part as often
         as they have to, and new tokens are as many per committed token as lately."""
         new_per_s = float((1.0 / c.tpot_s[c.is_lost == 0]).sum()) * self._num_new / max(self._num_committed, 1.0)
-        own = self._estimator.work(item_features(c.num_cached[runs], np.ones(len(runs)), 1.0))
-        token = self._estimator.work(token_features(c.num_cached[runs].mean()))
-        empty = self._estimator.work(EMPTY_PASS)
         pace_s = float(turn_s.min())
         for _ in range(_ROUNDS):
             shares = np.minimum(1.0, pace_s / turn_s)
             num_further = max(0.0, new_per_s * pace_s - float(shares.sum()))
-            pace_s = float(self._estimator.seconds(empty + shares @ own + num_further * token))
+            pace_s = float(self._estimator.seconds(work.empty + shares @ work.own + num_further * work.token))
         return pace_s

@@ -2,8 +2,8 @@
 
 When more prompts arrive at once than can be computed in time, earliest deadline first makes nearly all of them a little
 late. The fewest are late if jobs are taken by due date and, whenever one would be late, the longest taken so far is
-put off (Moore 1968, with Hodgson's algorithm). What is put off loses nothing more by waiting; it is asked again at
-every pass, and as a prompt that is computed gets shorter, hardly ever another one is chosen.
+put off (Moore 1968, with Hodgson's algorithm). It is asked again at every pass, and as a prompt that is computed gets
+shorter, hardly ever another one is chosen. What is put off waits longer than by deadline; `wisp_turns` bounds that.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def will_be_late(c: Candidates, is_prefill: Bools, estimator: Estimator, now_s: 
     Prefills have the time of the server that the pace of those who run leaves.
     """
     result: Bools = is_prefill & (c.needed_s < now_s)
-    waiting = np.flatnonzero(is_prefill & ~result)
+    waiting = np.flatnonzero(is_prefill & ~result & (c.is_lost == 0))  # lost ones come last, and take no time before
     if not len(waiting):
         return result
     token_s = float(estimator.seconds(estimator.work(token_features(c.num_cached.mean()))))

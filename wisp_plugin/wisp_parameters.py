@@ -24,6 +24,7 @@ class WispParameters:
     draft_grace_s: float = 0.02  # drafts that are so late are not on their way any more
     young_turns: int = 8  # whoever has had fewer turns is expected to get as many tokens from each as others do
     late_first_tokens: float = 20.0  # a first token that will be late queues as if it were needed in so many tpot
+    latest_first_tokens: float = 60.0  # at most so many tpot behind its due time: nothing that is new comes before then
     least_survival: float = 0.4  # of a draft token in a pass that has no room for everything
     least_survival_ahead: float = 0.85  # the same where everybody keeps the pace without drafts
     # Prefill

@@ -16,6 +16,7 @@ from wisp_plugin.config import EngineConfig
 from wisp_plugin.estimator import EMPTY_PASS, Estimator, item_features, token_features
 from wisp_plugin.policies import NEED, PREFILL, VALUE, Choice
 from wisp_plugin.roster import Bools, Candidates, Floats, Ints
+from wisp_plugin.wisp_budget import Budget
 from wisp_plugin.wisp_first_tokens import will_be_late
 from wisp_plugin.wisp_parameters import WispParameters
 
@@ -29,18 +30,21 @@ class Turns:
         self._parameters = parameters
         self._chunk_tokens = min(parameters.prefill_tokens, config.max_pass_tokens)
 
-    def choose(self, c: Candidates, is_prefill: Bools, must_s: Floats, now_s: float, budget_s: float) -> Choice:
+    def choose(self, c: Candidates, is_prefill: Bools, must_s: Floats, now_s: float, budget: Budget) -> Choice:
         """The pass. `must_s` `[S]`: when a session takes part whatever it costs (infinite: never)."""
         must, has_no_room = self._musts(c, must_s, now_s)
         num_uncached = np.where(is_prefill, c.num_uncached, np.minimum(c.num_uncached, self._chunk_tokens))
         num_drafts = np.where(num_uncached < c.num_uncached, 0.0, c.num_buffered)
         num_drafts = self._worth(c, num_uncached, num_drafts)
-        if self._fits(c, num_uncached, num_drafts, budget_s):
+        if self._fits(c, num_uncached, num_drafts, budget.seconds):
             committed, drafts = num_uncached.astype(np.int64), num_drafts.astype(np.int64)
         else:
             order = self._order(c, is_prefill, must_s, has_no_room, now_s)
-            scarce = self._likely(c, self._least_survival(c, is_prefill, budget_s), num_drafts)
-            committed, drafts = self._take(c, order, must, num_uncached, scarce, budget_s)
+            # Where nobody needs drafts, what a rejected one costs serves somebody else's own token.
+            p = self._parameters
+            least_survival = p.least_survival if budget.needs_drafts else p.least_survival_ahead
+            scarce = self._likely(c, least_survival, num_drafts)
+            committed, drafts = self._take(c, order, must, num_uncached, scarce, budget.seconds)
         members = np.flatnonzero(committed)
         kinds = np.where(is_prefill, 2, np.where(must, 1, 0))[members]
         reasons = tuple([(VALUE, NEED, PREFILL)[kind] for kind in kinds.tolist()])
@@ -58,10 +62,13 @@ class Turns:
 
     def _order(self, c: Candidates, is_prefill: Bools, must_s: Floats, has_no_room: Ints, now_s: float) -> Ints:
         """Everybody, in the order of need. A first token that is late, or will be, makes nobody else late, but comes
-        before what is far ahead; and nobody overtakes those who would have to take part and have no room."""
+        before what is far ahead, and does not wait for ever; and nobody overtakes those who would have to take part and
+        have no room."""
         rank = (c.is_lost > 0).astype(np.int64)
         is_late = will_be_late(c, is_prefill, self._estimator, now_s)
-        needed_s = np.where(is_late, now_s + self._parameters.late_first_tokens * c.tpot_s, c.needed_s)
+        p = self._parameters
+        late_s = np.minimum(now_s + p.late_first_tokens * c.tpot_s, c.needed_s + p.latest_first_tokens * c.tpot_s)
+        needed_s = np.where(is_late, late_s, c.needed_s)
         rank[has_no_room], needed_s[has_no_room] = -1, must_s[has_no_room]
         order: Ints = np.lexsort((needed_s, rank))
         return order
@@ -75,13 +82,6 @@ class Turns:
         token = self._estimator.work(token_features(c.num_cached.mean()))
         price = len(c) / float(self._estimator.seconds(own)) * float(self._estimator.weights(own) @ token)
         return self._likely(c, price, num_drafts)
-
-    def _least_survival(self, c: Candidates, is_prefill: Bools, budget_s: float) -> float:
-        """Of draft tokens where there is no room for everything. If all keep their pace with their own token of every
-        pass, hardly any that is rejected: what it costs serves somebody else's own."""
-        paces_s = c.tpot_s[~is_prefill & (c.is_lost == 0)]
-        p = self._parameters
-        return p.least_survival_ahead if paces_s.min(initial=np.inf) >= budget_s else p.least_survival
 
     def _likely(self, c: Candidates, least_survival: float, num_drafts: Floats) -> Floats:
         """Of `num_drafts` those that survive with this probability at least."""
