@@ -9,7 +9,7 @@ cells_lost_*                      cells below 0.97, with the ratio and the best 
                                   one of them
 
 tpot is in unloaded passes: one class per cell. Without `--full`: 12 cells, few settings of each system, one seed. A
-system that is finished in a cell is a JSON line in `--state`; with the same file a stopped run goes on.
+system in a finished cell is a JSON line in `--state`; with the same file a stopped run goes on.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def wanted_cells(args: argparse.Namespace) -> list[Cell]:
 
 
 def run_cells(
-    wanted: Sequence[Cell], timing: Timing, seeds: Sequence[int], kinds: Sequence[Any], path: Path, jobs: int,
+    wanted: Sequence[Cell], timing: Timing, seeds: Sequence[int], kinds: Sequence[Kind], path: Path, jobs: int,
     fresh: bool = False,
 ) -> list[CellResult]:  # fmt: skip
     """Results in the order of `wanted`; systems that the file has in a cell are taken from there."""
@@ -93,7 +93,7 @@ def run_cells(
     keys = {kind.name: key_of(timing, seeds, kind) for kind in systems}
     done: Parts = {}
     if not fresh:
-        done = load_parts(path, keys.values(), lambda line: print(f"matrix: {line}", file=sys.stderr))
+        done = load_parts(path, keys, lambda line: print(f"matrix: {line}", file=sys.stderr))
     results = []
     with Lab(jobs) as lab, Progress(len(wanted), "matrix") as progress:
         for cell in wanted:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ class Part:
     capacity: list[float]
     goodput: list[float]
     settings: tuple[str, str]
-    commit: str = field(default_factory=commit, compare=False)  # that made it
+    made_by: str = field(default_factory=lambda: commit(), compare=False)  # a commit
 
     @classmethod
     def of(cls, cell: Cell, system: str, bests: Sequence[Best]) -> Part:
@@ -56,6 +56,7 @@ class CellResult:
     capacity: dict[str, list[float]]
     goodput: dict[str, list[float]]
     settings: dict[str, tuple[str, str]]
+    made_by: dict[str, str] = field(default_factory=dict, compare=False)  # commits
 
     @classmethod
     def of(cls, parts: Sequence[Part]) -> CellResult:
@@ -65,27 +66,29 @@ class CellResult:
             {part.system: part.capacity for part in parts},
             {part.system: part.goodput for part in parts},
             {part.system: part.settings for part in parts},
+            {part.system: part.made_by for part in parts},
         )
 
 
 def same_to(kind: Kind, cell: Cell, parts: Parts) -> Part | None:
     """What is finished of a system in a cell that differs from `cell` in nothing that the system sees, if anything."""
     unseen = {name: getattr(cell, name) for name in ("speeds", "draft") if name not in kind.sees}
-    same = (part for (other, name), part in parts.items() if name == kind.name and replace(other, **unseen) == cell)
-    part = next(same, None)
-    return replace(part, cell=cell) if part else None
+    for (other, name), part in reversed(parts.items()):
+        if name == kind.name and replace(other, **unseen) == cell:
+            return replace(part, cell=cell)
+    return None
 
 
 def key_of(timing: Timing, seeds: Sequence[int], kind: Kind) -> str:
     """What decides about the results of a system besides the cell and the code: 12 hex digits."""
-    settings = [kind.name, *map(str, kind.settings)]
+    settings = [kind.name, *map(repr, kind.settings)]  # `str` leaves out what a person need not see
     parameters = asdict(WispParameters()) if any(setting.policy == "wisp" for setting in kind.settings) else {}
     asked = json.dumps([asdict(timing), list(seeds), settings, parameters], sort_keys=True)
     return hashlib.sha256(asked.encode()).hexdigest()[:12]
 
 
-def load_parts(path: Path, keys: Iterable[str], warn: Callable[[str], None] = lambda line: None) -> Parts:
-    """Finished parts in the file with these keys; none without a file.
+def load_parts(path: Path, keys: Mapping[str, str], warn: Callable[[str], None] = lambda line: None) -> Parts:
+    """Finished parts in the file with the keys of these systems, the newest of each; none without a file.
 
     `warn` is told, in a line, if some of them were made by another commit than this one.
 
@@ -93,19 +96,20 @@ def load_parts(path: Path, keys: Iterable[str], warn: Callable[[str], None] = la
         ConfigError: the file cannot be read, or a line that has an end is malformed.
     """
     parts: Parts = {}
-    wanted = set(keys)
+    systems = {key: system for system, key in keys.items()}
     for number, text in enumerate(_whole_lines(path), 1):
         try:
             document = json.loads(text)
-            if document["key"] in wanted:
-                part = _part_of(document)
+            if document["key"] in systems:
+                part = _part_of(document, systems[document["key"]])
+                parts.pop((part.cell, part.system), None)  # `same_to` has to find the newest last
                 parts[part.cell, part.system] = part
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise ConfigError(
                 f"{path}, line {number}: no finished part ({reason}); remove the line, or take another file"
             ) from None
-    if line := _other_commits(path, [part.commit for part in parts.values()]):
+    if line := _other_commits(path, [part.made_by for part in parts.values()]):
         warn(line)
     return parts
 
@@ -117,7 +121,7 @@ def _whole_lines(path: Path) -> list[bytes]:
     try:
         return path.read_bytes().split(b"\n")[:-1]
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}; a file of finished cells is needed") from None
+        raise ConfigError(f"{path} cannot be read: {error.strerror}; a file of finished parts is needed") from None
 
 
 def _other_commits(path: Path, makers: Sequence[str]) -> str | None:
@@ -154,15 +158,17 @@ def result_of(document: Mapping[str, Any]) -> CellResult:
     return CellResult(_cell_of(document["cell"]), document["capacity"], document["goodput"], settings)
 
 
-def _part_of(document: Mapping[str, Any]) -> Part:
-    """A part from its line. Raises ValueError, KeyError, IndexError or TypeError if it is none."""
+def _part_of(document: Mapping[str, Any], system: str) -> Part:
+    """A part of `system` from its line. Raises ValueError, KeyError, IndexError or TypeError if it is none."""
+    if document["system"] != system:
+        raise ValueError(f"this is the key of {system}, not of {document['system']}")
     for figure in ("capacity", "goodput"):
         values = document[figure]
         if not isinstance(values, list) or not values or not all(_is_amount(value) for value in values):
             raise ValueError(f"{figure} is not a list of numbers from 0")
     settings = (str(document["settings"][0]), str(document["settings"][1]))
-    cell, system = _cell_of(document["cell"]), str(document["system"])
-    return Part(cell, system, document["capacity"], document["goodput"], settings, str(document["commit"]))
+    cell, made_by = _cell_of(document["cell"]), str(document["made_by"])
+    return Part(cell, system, document["capacity"], document["goodput"], settings, made_by)
 
 
 def _cell_of(cell: Mapping[str, Any]) -> Cell:

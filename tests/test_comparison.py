@@ -28,6 +28,7 @@ from bench.systems import ABLATIONS, FEW, FULL, SYSTEMS, WISP, Kind, Setting
 from wisp_plugin.controller import Chain
 from wisp_plugin.draft_stats import DraftStats
 from wisp_plugin.errors import ConfigError
+from wisp_plugin.messages import Mode
 from wisp_plugin.pace import Pace
 from wisp_plugin.wisp_parameters import WispParameters
 
@@ -187,10 +188,10 @@ class TestMatrix:
         append_part(path, key, first)
         with path.open("a") as file:
             file.write('{"key": "' + key)
-        assert load_parts(path, [key]) == {(first.cell, "wisp"): first}
+        assert load_parts(path, {"wisp": key}) == {(first.cell, "wisp"): first}
         append_part(path, key, second)
-        assert load_parts(path, [key]) == {(first.cell, "wisp"): first, (second.cell, "wisp"): second}
-        assert load_parts(path, [key_of(Timing(), [1], WISP)]) == {}
+        assert load_parts(path, {"wisp": key}) == {(first.cell, "wisp"): first, (second.cell, "wisp"): second}
+        assert load_parts(path, {"wisp": key_of(Timing(), [1], WISP)}) == {}
 
     def test_only_who_uses_the_policy_runs_again_when_its_constants_change(
         self, monkeypatch: pytest.MonkeyPatch
@@ -200,11 +201,17 @@ class TestMatrix:
         changed = {kind.name for kind in (*FEW, WISP) if key_of(Timing(), [0], kind) != before[kind.name]}
         assert changed == {"wisp", "published", "slo-central"}
 
+    @pytest.mark.parametrize("change", [{"mode": Mode.SYNC}, {"on_server": True}, {"draft_kv_share": 0.354}])
+    def test_whatever_is_set_otherwise_has_another_key(self, change: dict[str, object]) -> None:
+        setting = WISP.settings[-1]
+        changed = Kind("wisp", [replace(setting, **change)])
+        assert key_of(Timing(), [0], changed) != key_of(Timing(), [0], Kind("wisp", [setting]))
+
     def test_a_malformed_line_is_an_error(self, tmp_path: Path) -> None:
         path = tmp_path / "state.jsonl"
         path.write_text("nonsense\n{}\n")
         with pytest.raises(ConfigError, match="line 1"):
-            load_parts(path, ["any"])
+            load_parts(path, {"wisp": "any"})
 
 
 class TestFigures:
@@ -254,6 +261,8 @@ class TestSharedCells:
         other, faster = replace(cell, draft="int8"), replace(cell, speeds="fast")
         assert same_to(FEW[0], other, parts) == Part(other, "centralized", [1.0], [2.0], ("a", "b"))
         assert same_to(colocated, other, parts) is None
+        newer = Part(replace(cell, draft="mixed48"), "centralized", [7.0], [8.0], ("c", "d"))
+        assert same_to(FEW[0], other, {**parts, (newer.cell, "centralized"): newer}) == replace(newer, cell=other)
         assert same_to(colocated, faster, parts) == replace(parts[cell, "colocated"], cell=faster)
         assert same_to(WISP, replace(cell, rtt_ms=(5.0, 5.0)), parts) is None
 

@@ -1,4 +1,4 @@
-"""What a comparison keeps and shows: finished cells of a matrix, means over them, the ratios of its page."""
+"""What a comparison keeps and shows: finished parts of a matrix, means over them, the ratios of its page."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAMES = [*BASELINES, "wisp"]
 def line_of(key: str = "k", **changes: object) -> str:
     """A finished part as a line of the file, with other values at the top."""
     document = {
-        "key": key, "commit": "abc", "cell": {"tpot_passes": 1.1, "speeds": "fast", "rtt_ms": [20.0, 20.0],
+        "key": key, "made_by": "abc", "cell": {"tpot_passes": 1.1, "speeds": "fast", "rtt_ms": [20.0, 20.0],
                                               "draft": "int8", "profile": "p"},
         "system": "wisp", "capacity": [4.0], "goodput": [5.0], "settings": ["a", "b"], **changes,
     }  # fmt: skip
@@ -37,7 +37,7 @@ class TestState:
         "line",
         [
             "nonsense", "", "[]", "3", "{}", '{"key": "k"}', line_of(settings=None), line_of(capacity=None),
-            line_of(goodput={}), line_of(system=None), line_of(cell={}), line_of(commit=None),
+            line_of(goodput={}), line_of(system=None), line_of(cell={}), line_of(made_by=None), line_of(system="sled"),
             line_of(capacity=[]), line_of(capacity=["x"]), line_of(capacity=4.0), line_of(goodput=[-1.0]),
             line_of(goodput=[float("nan")]), line_of(settings=[]),
             line_of(cell={"tpot_passes": 1.1, "speeds": [], "rtt_ms": [], "draft": "int8", "profile": "p"}),
@@ -48,38 +48,38 @@ class TestState:
         path = tmp_path / "state.jsonl"
         path.write_text(line_of() + "\n" + line + "\n" + following)
         with pytest.raises(ConfigError, match=r"line 2: no finished part \(.+\)"):
-            load_parts(path, ["k"])
+            load_parts(path, {"wisp": "k"})
 
     def test_no_text_and_no_file(self, tmp_path: Path) -> None:
         path = tmp_path / "state.jsonl"
-        assert load_parts(path, ["k"]) == {}
+        assert load_parts(path, {"wisp": "k"}) == {}
         path.write_bytes(b'{"key": "\xff"}\n')
         with pytest.raises(ConfigError, match="line 1"):
-            load_parts(path, ["k"])
+            load_parts(path, {"wisp": "k"})
         with pytest.raises(ConfigError, match="cannot be read"):
-            load_parts(tmp_path, ["k"])
+            load_parts(tmp_path, {"wisp": "k"})
 
     @pytest.mark.parametrize("half", [line_of(settings=None), line_of()[:40], "{", "\udcff"])
     def test_a_line_without_its_end_is_dropped_and_the_run_goes_on(self, half: str, tmp_path: Path) -> None:
         path = tmp_path / "state.jsonl"
         path.write_bytes((line_of() + "\n" + half).encode("utf-8", "surrogateescape"))
-        before = load_parts(path, ["k"])
+        before = load_parts(path, {"wisp": "k"})
         assert len(before) == 1
-        other = Part(CELL, "sled", [1.0, 2.0], [3.0, 4.0], ("a", "b"))
+        other = Part(CELL, "wisp", [1.0, 2.0], [3.0, 4.0], ("a", "b"))
         append_part(path, "k", other)
-        assert load_parts(path, ["k"]) == {**before, (CELL, "sled"): other}
+        assert load_parts(path, {"wisp": "k"}) == {**before, (CELL, "wisp"): other}
 
     def test_lines_of_another_commit_are_told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         told: list[str] = []
         path = tmp_path / "state.jsonl"
-        path.write_text(line_of() + "\n" + line_of("another key", commit="old") + "\n")
+        path.write_text(line_of() + "\n" + line_of("another key", made_by="old") + "\n")
         monkeypatch.setattr(matrix_state, "commit", lambda: "new")
-        load_parts(path, ["k"], warn=told.append)
+        load_parts(path, {"wisp": "k"}, warn=told.append)
         (line,) = told
         assert "1 of 1 finished parts" in line
         assert "(abc; this is new)" in line
         monkeypatch.setattr(matrix_state, "commit", lambda: "abc")
-        load_parts(path, ["k"], warn=told.append)
+        load_parts(path, {"wisp": "k"}, warn=told.append)
         assert told == [line]
 
 

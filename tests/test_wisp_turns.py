@@ -112,12 +112,12 @@ class TestBudget:
 
     def test_a_burst_leaves_the_tight_ones_helped(self) -> None:
         """Whatever the mean pass at everybody's pace comes to, passes stay as long as is useful."""
-        c, nobody = make_candidates(20, tpot_s=[0.12, *[LOOSE_S] * 19]), np.zeros(20, bool)
-        budget = PassBudget(Estimator(LINEAR), P)
-        for step in range(50):  # 1.5 times what fits, so that mean passes would take half a second and more
-            prompt = Choice(np.array([0]), np.array([550]), np.array([0]), (TURN,))
-            budget.note(make_candidates(1, num_uncached=550.0), prompt, NOW_S + 0.1 * step)
-        assert LONGEST_S <= budget.of(c, nobody).seconds < 1.2 * LONGEST_S
+        c = make_candidates(20, tpot_s=0.05, tokens_per_turn=[2.4, *[20.0] * 19], num_turns=50)
+        budget, nobody = PassBudget(Estimator(LINEAR), P), np.zeros(20, bool)
+        for step in range(50):  # 1.5 times what fits: mean passes would be longer than the tightest bears
+            prompt = Choice(np.array([0]), np.array([40]), np.array([0]), (TURN,))
+            budget.note(make_candidates(1, num_uncached=40.0), prompt, NOW_S + 0.1 * step)
+        assert budget.of(c, nobody).seconds == pytest.approx(2.4 * 0.05)
 
     def test_a_pass_has_room_for_a_chunk_beside_the_own_tokens(self) -> None:
         dear = Estimator(Costs((0.0, 0, 0, 0, 0, 0), (0.002, 0, 0.01, 0, 0, 0)))  # 2 ms a pass, 10 ms a token
