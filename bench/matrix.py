@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `wisp-bench matrix`."""
     add = parser.add_argument
     add("--full", action="store_true", help="135 cells, all settings: hours; stop it and go on as you like")
+    add("--few", action="store_true", help="with --full: few settings of each system, as without it")
     add("--cells", type=positive_int, metavar="N", help="only the first N cells")
     add("--profile", default=DEFAULT, metavar="P", help=f"of bench/profiles, or a file [{DEFAULT}]")
     add("--drafts", nargs="+", choices=DRAFTS, help="only these traces")
@@ -60,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Run the cells that are not finished; the report is printed whatever they give."""
     wanted = wanted_cells(args)
-    timing, kinds = RUNS[args.runs or ("long" if args.full else "short")], FULL if args.full else FEW
+    timing, kinds = RUNS[args.runs or ("long" if args.full else "short")], FULL if args.full and not args.few else FEW
     seeds = [args.seed + i for i in range(args.seeds)]
     path = args.state or wisp_home() / "bench" / "matrix.jsonl"
     make_report_folder(args.report)

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -115,7 +115,7 @@ class AcceptanceModel:
 
     def save(self, path: Path, about: str) -> None:
         """Write the `.npz`; `about` says what it was trained on."""
-        arrays: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
+        arrays: dict[str, Any] = {name: getattr(self, name) for name in _FIELDS}
         np.savez_compressed(path, format=FORMAT, features=np.array(FEATURES), about=np.array(about), **arrays)
 
     @classmethod
@@ -125,7 +125,7 @@ class AcceptanceModel:
             with np.load(path, allow_pickle=False) as data:
                 if int(data["format"]) != FORMAT or tuple(data["features"].tolist()) != FEATURES:
                     raise ModelError(f"{path} was trained for another version; run `wisp-edge train-controller` again")
-                arrays = {name: np.asarray(data[name], np.float32) for name in cls.__slots__ if name != "token_rates"}
+                arrays = {name: np.asarray(data[name], np.float32) for name in _FIELDS if name != "token_rates"}
                 token_rates = np.asarray(data["token_rates"], np.int8)
             base, cost = float(arrays.pop("base")), float(arrays.pop("false_alarm_cost"))
         except FileNotFoundError:
@@ -145,6 +145,9 @@ class AcceptanceModel:
             raise ModelError(f"{path} holds damaged controller weights: token rates {self.token_rates.shape}")
         if shapes != wanted or not all(np.isfinite(array).all() for array in values) or not 0.0 < self.base < 1.0:
             raise ModelError(f"{path} holds damaged controller weights: shapes {shapes}")
+
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(AcceptanceModel))
 
 
 @lru_cache(maxsize=8)
@@ -167,8 +170,10 @@ class Calibration:
     """
 
     __slots__ = ("recent", "shift", "slope")
-    RATE, FORGETTING = 0.03, 0.002
-    SLOPES, SHIFTS = (0.4, 2.0), (-2.5, 2.5)
+    RATE: Final = 0.03
+    FORGETTING: Final = 0.002
+    SLOPES: Final = (0.4, 2.0)
+    SHIFTS: Final = (-2.5, 2.5)
 
     def __init__(self, base: float) -> None:
         """`base`: the acceptance rate to start from."""

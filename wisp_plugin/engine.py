@@ -66,7 +66,7 @@ class Engine:
         self._inbox = Inbox(config.max_queued_messages, clock, lambda: self.telemetry.on_refused(BY_QUEUE))
         self._stopping = False
         self.failure: str | None = None  # why the engine stopped by itself, if it did
-        self._thread: threading.Thread | None = None
+        self._pass_thread: threading.Thread | None = None
         self._next_poll_s = 0.0
         self.wake_s = math.inf  # with nothing to run and nothing arriving: when the scheduler wants to plan again
 
@@ -78,8 +78,8 @@ class Engine:
 
     def start(self) -> None:
         """Start the engine thread."""
-        self._thread = threading.Thread(target=self._serve, name="wisp-engine", daemon=True)
-        self._thread.start()
+        self._pass_thread = threading.Thread(target=self._serve, name="wisp-engine", daemon=True)
+        self._pass_thread.start()
 
     def stop(self, timeout_s: float = 5.0) -> None:
         """End the loop after the running pass; open streams end as `closed`.
@@ -90,11 +90,11 @@ class Engine:
         if self.failure is None:  # first, so that nothing is queued behind the end of the loop
             self._inbox.close("the server is shutting down")
         self._stopping = True
-        if self._thread is None:
+        if self._pass_thread is None:
             self._end_all(end_closed)
             return
-        self._thread.join(timeout_s)
-        if self._thread.is_alive():
+        self._pass_thread.join(timeout_s)
+        if self._pass_thread.is_alive():
             raise EngineFailed(f"the engine thread did not end within {timeout_s} s")
 
     def refresh_gauges(self, kv: KvAccount) -> None:

@@ -69,9 +69,10 @@ class PrefixTree:
         if node.blocks or node.parent is None:
             return
         del node.parent.matchable[bisect_left(node.parent.matchable, node.key)]
-        while node.parent is not None and not node.blocks and not node.children:
-            del node.parent.children[node.key]
-            node = node.parent
+        parent: PrefixNode | None = node.parent
+        while parent is not None and not node.blocks and not node.children:
+            del parent.children[node.key]
+            node, parent = parent, parent.parent
 
     def match(self, node: PrefixNode, data: bytes) -> tuple[list[PrefixNode], int]:
         """The longest known prefix of the int32 tokens in `data`, which stand behind `node`.

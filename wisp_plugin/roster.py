@@ -6,7 +6,7 @@ they change (a draft has arrived, a pass has ended), and `Roster.candidates` cut
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -68,8 +68,11 @@ class Candidates:
 
     def only(self, wanted: Ints) -> Candidates:
         """The candidates with the indices `wanted`."""
-        columns = {name: getattr(self, name)[wanted] for name in self.__slots__}
+        columns = {name: getattr(self, name)[wanted] for name in _FIELDS}
         return Candidates(**columns)
+
+
+_FIELDS = tuple(field.name for field in fields(Candidates))
 
 
 class Roster:

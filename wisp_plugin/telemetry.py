@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -81,7 +80,6 @@ class Telemetry:
         self._ended_s: float | None = None  # end of the newest pass
         self._num_stale = 0  # of the members of the planned pass, before it
         self._holders: set[str] = set()  # sessions whose KV was seen in a pass, adopted part included
-        self._counted: weakref.WeakSet[ServerSession] = weakref.WeakSet()  # have left a stream before
 
     # -- in the engine thread -----------------------------------------------------------------------------------
 
@@ -178,9 +176,8 @@ class Telemetry:
         """A session has left its stream; one that is resumed and leaves again is not counted twice."""
         self._holders.discard(session.id)
         timeline = session.timeline
-        is_known = session in self._counted
-        self._counted.add(session)
-        if is_known or (timeline.first_s is None and now_s < timeline.due_s(0)):
+        was_told, timeline.is_told = timeline.is_told, True
+        if was_told or (timeline.first_s is None and now_s < timeline.due_s(0)):
             return
         name = session.opened.slo.name
         slo = name if name in self._slo_classes else CUSTOM_SLO_CLASS

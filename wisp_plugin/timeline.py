@@ -21,7 +21,8 @@ class Timeline:
     """Due times of one session. Times are those of the engine's clock, in seconds."""
 
     __slots__ = (
-        "_pending", "_round_trips_s", "first_s", "last_s", "num_tokens", "opened_s", "tpot_s", "ttft_s", "way_s",
+        "_pending", "_round_trips_s", "first_s", "is_told", "last_s", "num_tokens", "opened_s", "tpot_s", "ttft_s",
+        "way_s",
     )  # fmt: skip
 
     def __init__(self, slo: Slo, opened_s: float) -> None:
@@ -32,6 +33,7 @@ class Timeline:
         self.num_tokens = 0  # committed on this timeline
         self.first_s: float | None = None  # when the first token was committed
         self.last_s: float | None = None
+        self.is_told = False  # whether its session has been counted as ended
         self._pending: deque[tuple[int, float]] = deque(maxlen=_MAX_PENDING)
         self._round_trips_s: deque[float] = deque(maxlen=_WAY_MEMORY)
 
