@@ -96,3 +96,15 @@ def cells(axes: Sequence[Sequence[Any]], profile: str = DEFAULT) -> Iterator[Cel
     """All cells of the axes SLO x speed x RTT x draft."""
     for tpot_passes, speeds, rtt_ms, draft in itertools.product(*axes):
         yield Cell(tpot_passes, speeds, (rtt_ms, rtt_ms), draft, profile)
+
+
+def corners_first(wanted: Sequence[Cell]) -> list[Cell]:
+    """The corners of the axes, then what lies between them: who is stopped on the way has seen the extremes."""
+    places = {cell: (cell.tpot_passes, cell.speeds, cell.rtt_ms, cell.draft) for cell in wanted}
+    axes = [list(dict.fromkeys(axis)) for axis in zip(*places.values(), strict=True)]
+
+    def depth(cell: Cell) -> int:
+        indices = [(axis.index(at), len(axis)) for axis, at in zip(axes, places[cell], strict=True)]
+        return sum(min(index, length - 1 - index) for index, length in indices)
+
+    return sorted(wanted, key=depth)

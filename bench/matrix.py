@@ -9,20 +9,21 @@ cells_lost_*                      cells below 0.97, with the ratio and the best 
                                   one of them
 
 tpot is in unloaded passes: one class per cell. Without `--full`: 12 cells, few settings of each system, one seed. A
-system in a finished cell is a JSON line in `--state`; with the same file a stopped run goes on.
+system in a finished cell is a JSON line in `--state`; with the same file a stopped run goes on. The corners of the
+matrix come first, its middle last; `--finished` tells what there is so far.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bench.arguments import check_appendable, make_report_folder, not_negative_int, positive_int
-from bench.cells import BRIEF, DRAFTS, FULL_AXES, MEDIUM, REDUCED_AXES, Cell, Timing, cells
+from bench.cells import BRIEF, DRAFTS, FULL_AXES, MEDIUM, REDUCED_AXES, Cell, Timing, cells, corners_first
 from bench.comparison import chosen_kinds, compare
 from bench.comparison_command import assumptions, num_cores
 from bench.gpu_profile import DEFAULT
@@ -54,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=not_negative_int, default=0, help="the first of them [0]")
     add("--state", type=Path, metavar="FILE", help="finished parts, one JSON line each [$WISP_HOME/bench/matrix.jsonl]")
     add("--fresh", action="store_true", help="take no finished parts from the file")
+    add("--finished", action="store_true", help="run nothing: only the cells that the file has whole")
     add("--jobs", type=positive_int, default=num_cores(), metavar="N", help="processes [the cores]")
     add("--report", type=Path, metavar="DIR", help="write PNG plots and one HTML page there")
 
@@ -65,8 +67,11 @@ def main(args: argparse.Namespace) -> int:
     seeds = [args.seed + i for i in range(args.seeds)]
     path = args.state or wisp_home() / "bench" / "matrix.jsonl"
     make_report_folder(args.report)
-    check_appendable("--state", path)
-    results = run_cells(wanted, timing, seeds, kinds, path, args.jobs, args.fresh)
+    if args.finished:
+        results = finished_cells(wanted, timing, seeds, kinds, path)
+    else:
+        check_appendable("--state", path)
+        results = run_cells(wanted, timing, seeds, kinds, path, args.jobs, args.fresh)
     print_table("WISP against the best other system", TABLE_COLUMNS, table_rows(results))
     figures = matrix_figures(results)
     if args.report:
@@ -92,19 +97,34 @@ def run_cells(
     """Results in the order of `wanted`; systems that the file has in a cell are taken from there."""
     systems = chosen_kinds(BASELINES, kinds)
     keys = {kind.name: key_of(timing, seeds, kind) for kind in systems}
-    done: Parts = {}
-    if not fresh:
-        done = load_parts(path, keys, lambda line: print(f"matrix: {line}", file=sys.stderr))
-    results = []
+    done = {} if fresh else _finished_parts(path, keys)
+    results = {}
     with Lab(jobs) as lab, Progress(len(wanted), "matrix") as progress:
-        for cell in wanted:
+        for cell in corners_first(wanted):
             for part in _missing_parts(lab, cell, systems, done, timing, seeds):
                 done[cell, part.system] = part
                 append_part(path, keys[part.system], part)
-            results.append(CellResult.of([done[cell, kind.name] for kind in systems]))
-            ratio = against_best(results[-1], "goodput")
+            results[cell] = CellResult.of([done[cell, kind.name] for kind in systems])
+            ratio = against_best(results[cell], "goodput")
             progress.step(note=f"{cell.name}: {format_cell(ratio.value)} of {ratio.other}")
+    return [results[cell] for cell in wanted]
+
+
+def finished_cells(
+    wanted: Sequence[Cell], timing: Timing, seeds: Sequence[int], kinds: Sequence[Kind], path: Path
+) -> list[CellResult]:
+    """Results of those cells of `wanted` that the file has whole. Raises ConfigError if there are none."""
+    systems = chosen_kinds(BASELINES, kinds)
+    done = _finished_parts(path, {kind.name: key_of(timing, seeds, kind) for kind in systems})
+    parts = [[done.get((cell, kind.name)) for kind in systems] for cell in wanted]
+    results = [CellResult.of(whole) for own in parts if len(whole := [part for part in own if part]) == len(systems)]
+    if not results:
+        raise ConfigError(f"--finished: {path} has no whole cell of these options; run them without it first")
     return results
+
+
+def _finished_parts(path: Path, keys: Mapping[str, str]) -> Parts:
+    return load_parts(path, keys, lambda line: print(f"matrix: {line}", file=sys.stderr))
 
 
 def _missing_parts(

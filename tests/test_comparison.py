@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from bench import capacity, cli, distance_check, goodput, matrix, matrix_state, planner
 from bench.baseline_rules import Confidence, ControllerOf, RuleSpec
-from bench.cells import FULL_AXES, MIX, REDUCED_AXES, Cell, Timing, cells
+from bench.cells import FULL_AXES, MIX, REDUCED_AXES, Cell, Timing, cells, corners_first
 from bench.comparison import Comparison, ratio_figures
 from bench.comparison_command import goodput_ceiling
 from bench.gpu_cost import unloaded_pass_s
@@ -314,6 +315,19 @@ class TestCommands:
         assert document["cells"] == 2
         assert {"matrix_min", "capacity_vs_published_gm", "goodput_vs_sled_median"} <= set(document)
         assert (tmp_path / "matrix.html").read_text().count("data:image/png;base64,") == 2
+        assert cli.main([*options, "--finished"]) == 0
+        output = capsys.readouterr()
+        assert "sweep" not in output.err
+        assert document_of(output.out)["results"] == document["results"]
+        assert cli.main([*options, "--finished", "--runs", "long"]) == 2
+        assert "no whole cell" in capsys.readouterr().err
+
+    def test_the_corners_of_a_matrix_come_first(self) -> None:
+        order = corners_first(list(cells(FULL_AXES)))
+        assert len(set(order)) == len(order) == 5 * 3 * 3 * 3
+        places = [(cell.tpot_passes, cell.speeds, cell.rtt_ms[0], cell.draft) for cell in order]
+        assert set(places[:16]) == set(product((1.05, 4.0), ("slow", "fast"), (5.0, 100.0), ("int4", "int8")))
+        assert places[-1] == (1.5, "mixed", 20.0, "mixed48")
 
     def test_plan(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("bench.search.MOST_DEVICES", 4)
