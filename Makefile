@@ -34,9 +34,9 @@ endef
 export NEEDED_PACKAGES
 say = @printf '\n== %s\n' "$(1)" >&2
 
-.PHONY: help setup demo test lint devices plugin perf bench results clean
+.PHONY: help setup demo test lint devices plugin compiled interpreted perf bench results clean
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.installed ## virtual environment, default models, tritonserver
 	$(call say,models: checked by hash; built at the first run)
@@ -66,6 +66,12 @@ plugin: ## batchstrategy.so, built with g++ alone and put into wisp_verifier_bat
 	$(MAKE) -C wisp_plugin/batch_strategy BUILD=$(CURDIR)/build/plugin
 	cp build/plugin/batchstrategy.so $(BATCHED)/1/batchstrategy.so
 	test -e $(BATCHED)/wisp_profile.json || cp $(BATCHED)/first_profile.json $(BATCHED)/wisp_profile.json
+
+compiled: $(VENV)/.installed ## engine and sessions as C extensions, in place (three minutes; needs a C compiler)
+	WISP_COMPILED=1 $(BIN)/python setup.py -q build_ext --inplace
+
+interpreted: ## plain Python again, which `make compiled` stands in front of
+	rm -rf wisp_plugin/*.cpython-*.so ./*__mypyc.cpython-*.so build/lib.* build/temp.* build/ops.txt build/*native*
 
 perf: setup ## perf_analyzer, closed and open loop, against both verifiers; its CSVs go to perf-results
 	$(BIN)/wisp-bench perf $(PERF_ARGS)

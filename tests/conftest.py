@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -20,9 +21,18 @@ if IS_WORKER:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    _refuse_old_extensions()
     if not IS_WORKER:  # the workers inherit the variable
         config.stash[FOLDER] = tempfile.TemporaryDirectory(prefix="wisp-tiny-")
         os.environ[FOLDER_VARIABLE] = config.stash[FOLDER].name
+
+
+def _refuse_old_extensions() -> None:
+    """What `make compiled` left stands in front of the sources, also of newer ones."""
+    for extension in Path("wisp_plugin").glob("*.cpython-*.so"):
+        source = extension.with_name(extension.name.split(".")[0] + ".py")
+        if source.stat().st_mtime > extension.stat().st_mtime:
+            pytest.exit(f"{extension} is older than {source}: `make compiled` or `make interpreted`", 2)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
