@@ -14,8 +14,12 @@ from typing import Any
 
 from setuptools import setup
 
-# Counters hold whole numbers where they are declared as floats, which shows in the text of the metrics endpoint.
-_INTERPRETED = {"__init__", "metric_set", "metrics", "telemetry"}
+# Of what is not done for every token: what is sent between processes (a compiled frozen dataclass cannot be), what reads
+# its own annotations, and counters, which hold whole numbers though they are declared as floats.
+_INTERPRETED = {
+    "__init__", "chat_template", "config", "cost_fit", "estimator", "metric_set", "metrics", "profile", "telemetry",
+    "wisp_parameters",
+}  # fmt: skip
 
 
 def compiled_modules() -> list[Any]:

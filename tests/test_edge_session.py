@@ -239,13 +239,19 @@ def test_sync_announces_nothing() -> None:
 
 
 def test_an_acknowledgement_announces_nothing_even_if_drafting_pays_again() -> None:
-    class Moody(Fixed):
+    class Moody:
         pays = False
 
         def draft_on(self, chain: Chain, pace: Pace, now_s: float) -> bool:
             return self.pays
 
-    rule = Moody(8)
+        def waits(self, chain: Chain, pace: Pace) -> bool:
+            return True
+
+        def on_commit(self, num_right: int, num_drafted: int) -> None:
+            pass
+
+    rule = Moody()
     session = EdgeSession(make_open(max_new_tokens=300), SpeculationController(rule))
     session.on_commit(make_commit(3, *[1] * ACK_TOKENS), NOW_S)
     assert session.next_step(NOW_S) is Step.SEND

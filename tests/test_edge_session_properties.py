@@ -24,14 +24,14 @@ EOS = 9
 PROMPT = (1, 2, 3)
 
 
-class Moody(Fixed):
+class Moody:
     """A rule without any sense: it says yes and no as time goes by."""
-
-    def __init__(self) -> None:
-        super().__init__(8)
 
     def draft_on(self, chain: Chain, pace: Pace, now_s: float) -> bool:
         return bool(zlib.crc32(repr(now_s).encode()) % 3)
+
+    def waits(self, chain: Chain, pace: Pace) -> bool:
+        return True
 
     def on_commit(self, num_right: int, num_drafted: int) -> None:
         assert 0 <= num_right <= num_drafted
