@@ -14,8 +14,8 @@ from typing import Any
 
 from setuptools import setup
 
-# Of what is not done for every token: what is sent between processes (a compiled frozen dataclass cannot be), what reads
-# its own annotations, and counters, which hold whole numbers though they are declared as floats.
+# What is not done for every token: classes that are sent between processes (a compiled frozen dataclass cannot be) or
+# read their own annotations, and counters, which hold whole numbers though they are declared as floats.
 _INTERPRETED = {
     "__init__", "chat_template", "config", "cost_fit", "estimator", "metric_set", "metrics", "profile", "telemetry",
     "wisp_parameters",

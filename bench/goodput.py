@@ -45,7 +45,7 @@ def main(args: argparse.Namespace) -> int:
     with Lab(args.jobs) as lab:
         comparison = compare(lab, cell, kinds, timing, seeds, together=args.together)
         lines = curves(lab, comparison, kinds, timing, seeds[0], GRID[1::3] if args.quick else GRID)
-        others = sensitivity(lab, variants(cell), args.seed) if args.sensitivity else []
+        others = sensitivity(lab, variants(cell), timing, args.seed) if args.sensitivity else []
     print("\n".join(["", *assumptions(cell, timing, seeds)]))
     print_table("Goodput, each system at its best", SUMMARY_COLUMNS, summary_rows(comparison))
     rows = [(name, n, *(f[k] for k in _SHOWN)) for name, line in lines.items() for n, f in line.items()]

@@ -1,6 +1,6 @@
 """The headline under other assumptions: other traces, other forms of the cost, a measured profile, the same mix.
 
-Short runs, one seed.
+One seed.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from bench.cells import DRAFTS, MIX, SHORT, Cell
+from bench.cells import DRAFTS, MIX, Cell, Timing
 from bench.comparison import chosen_kinds
 from bench.gpu_profile import DEFAULT, NORMS
 from bench.scheduler_systems import Lab
@@ -32,10 +32,10 @@ def variants(headline: Cell = MIX) -> list[Cell]:
     return [headline, *drafts, *(cell for cell in forms if cell != headline)]
 
 
-def sensitivity(lab: Lab, cells: Sequence[Cell], seed: int) -> list[dict[str, Any]]:
+def sensitivity(lab: Lab, cells: Sequence[Cell], timing: Timing, seed: int) -> list[dict[str, Any]]:
     """A row per cell, see SENSITIVITY_COLUMNS; ratios are None where the other system has nothing."""
     kinds = chosen_kinds(SYSTEMS_SHOWN, FEW)
-    questions = [Question(cell, kind, SHORT, seed) for cell in cells for kind in kinds]
+    questions = [Question(cell, kind, timing, seed) for cell in cells for kind in kinds]
     answers = iter(lab.map("sensitivity", find_best, questions))
     rows = []
     for cell in cells:

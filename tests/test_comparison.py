@@ -282,7 +282,6 @@ class TestCommands:
     def test_goodput(
         self, tiny: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("bench.sensitivity.SHORT", Timing(1.0, 0.2, 0.2))
         monkeypatch.setattr(goodput, "variants", lambda cell: [replace(cell, profile=f"{DEFAULT}-additive")])
         assert cli.main(["goodput", "--jobs", "1", "--quick", "--sensitivity"]) == 0
         document = document_of(capsys.readouterr().out)
