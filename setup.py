@@ -1,7 +1,8 @@
 """Everything about the package is in pyproject.toml; here is only its compiled form.
 
-With WISP_COMPILED=1 the modules of `wisp_plugin` become C extensions (mypyc compiles typed Python as it is: the same
-code, the same results to the last digit). That needs mypy, numpy and a C compiler beside setuptools:
+With WISP_COMPILED=1 the engine, the scheduler and the sessions of `wisp_plugin` become C extensions (mypyc compiles
+typed Python as it is: the same code, the same results to the last digit). That needs mypy, numpy and a C compiler
+beside setuptools:
 
     WISP_COMPILED=1 pip install --no-build-isolation .
 """
@@ -9,25 +10,26 @@ code, the same results to the last digit). That needs mypy, numpy and a C compil
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from setuptools import setup
 
-# What is not done for every token: classes that are sent between processes (a compiled frozen dataclass cannot be) or
-# read their own annotations, and counters, which hold whole numbers though they are declared as floats.
-_INTERPRETED = {
-    "__init__", "chat_template", "config", "cost_fit", "estimator", "metric_set", "metrics", "profile", "telemetry",
-    "wisp_parameters",
-}  # fmt: skip
+# What runs for every token, message or pass. Not what checks input of any type (compiled code checks its own way), nor
+# what is sent between processes (a compiled frozen dataclass cannot be).
+_COMPILED = (
+    "acceptance_model", "controller", "coupling", "draft_buffer", "drafting_verifier", "edge_session",
+    "edge_stats", "engine", "inbox", "kv_admission", "kv_blocks", "kv_owners", "kv_pass", "kv_prefixes",
+    "outbox", "pace", "pass_features", "policies", "roster", "scheduler", "send_window", "server_drafts",
+    "server_session", "session_table", "stop_rules", "timeline", "wisp_budget", "wisp_first_tokens",
+    "wisp_hold", "wisp_offers", "wisp_policy", "wisp_prefill", "wisp_turns",
+)  # fmt: skip
 
 
 def compiled_modules() -> list[Any]:
-    """C extensions of the engine, scheduler, estimator, sessions and controller."""
+    """Their C extensions."""
     from mypyc.build import mypycify
 
-    paths = sorted(path for path in Path("wisp_plugin").glob("*.py") if path.stem not in _INTERPRETED)
-    return mypycify([str(path) for path in paths])
+    return mypycify([f"wisp_plugin/{name}.py" for name in _COMPILED])
 
 
 setup(ext_modules=compiled_modules() if os.environ.get("WISP_COMPILED") == "1" else [])

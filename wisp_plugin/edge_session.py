@@ -22,7 +22,6 @@ import enum
 import numpy as np
 import numpy.typing as npt
 
-from wisp_plugin.controller import SpeculationController
 from wisp_plugin.coupling import count_accepted
 from wisp_plugin.draft_stats import DraftStats
 from wisp_plugin.edge_stats import EdgeStats
@@ -30,6 +29,7 @@ from wisp_plugin.errors import TransportError
 from wisp_plugin.messages import Commit, Draft, Mode, Open, Status, Tokens
 from wisp_plugin.outbox import ACK_TOKENS, Outbox
 from wisp_plugin.pace import Pace, PaceMeter
+from wisp_plugin.protocols import DraftController
 
 __all__ = ["ACK_TOKENS", "DraftJob", "EdgeSession", "EdgeStats", "Step"]
 
@@ -59,7 +59,7 @@ class EdgeSession:
     def __init__(
         self,
         opened: Open,
-        controller: SpeculationController,
+        controller: DraftController,
         message_tokens: int | None = None,
         max_context_tokens: int | None = None,
     ) -> None:

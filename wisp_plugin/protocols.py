@@ -1,11 +1,13 @@
-"""The engine's collaborators, as it sees them."""
+"""The collaborators of the engine and of a device's session, as these see them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Protocol
 
+from wisp_plugin.draft_stats import DraftStats
 from wisp_plugin.messages import Commit, PassItem, PassOutcome
+from wisp_plugin.pace import Pace
 
 
 class Reply(Protocol):
@@ -32,3 +34,22 @@ class Verifier(Protocol):
 
     def release(self, session: str) -> None:
         """Drop the KV of a session; unknown ones are ignored."""
+
+
+class DraftController(Protocol):
+    """How far a device drafts: a `SpeculationController`, or one with something around it."""
+
+    def draft_on(self, pace: Pace, now_s: float) -> bool:
+        """See `SpeculationController.draft_on`."""
+
+    def waits(self, pace: Pace) -> bool:
+        """See `SpeculationController.waits`."""
+
+    def survival(self) -> list[float]:
+        """See `SpeculationController.survival`."""
+
+    def on_drafted(self, token: int, stats: DraftStats | None) -> None:
+        """See `SpeculationController.on_drafted`."""
+
+    def on_commit(self, num_right: int, found_wrong: bool, is_kept: bool) -> None:
+        """See `SpeculationController.on_commit`."""
