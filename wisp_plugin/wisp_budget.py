@@ -4,9 +4,10 @@ A session that is in every pass and gets n tokens from each on average bears pas
 SLO; shorter ones carry less, and what all SLOs ask for, with the prompts that come along, has to fit: that takes passes
 of `pace_s` on average, but never longer ones than save time: what a pass costs beside its tokens is a small share of it
 then, and a burst of prompts is not served quicker by passes that nobody bears. Sessions that bear less than this are
-beyond help and count no more. Of the others the one that bears least sets the budget. So passes are as long as they may
-be, and all alike: a long pass costs the tightest more than a short one gives back. Where all keep the pace with their
-own token of every pass, passes are no longer than those that save time, and drafts are a matter of what is left.
+beyond help and count no more. Of the others the one that bears least sets the budget; with what it will win back in
+the turns it has left where there is time to spare, as an SLO asks for a mean. So passes are as long as they may be, and
+all alike: a long pass costs the tightest more than a short one gives back. Where all keep the pace with their own token
+of every pass, passes are no longer than those that save time, and drafts are a matter of what is left.
 
 New tokens per committed one (prompts and rejected drafts are in it) are those of the last passes.
 """
@@ -78,7 +79,9 @@ class PassBudget:
             return Budget(longest_s)
         if c.tpot_s[runs][is_helped].min() >= longest_s:
             return Budget(longest_s, needs_drafts=False)
-        return Budget(max(pace_s, float(turn_s[is_helped].min())))
+        borne_s = turn_s + self._regained_s(c, runs, turn_s - pace_s) / self._parameters.spend_passes
+        turn_s, borne_s = turn_s[is_helped], borne_s[is_helped]
+        return Budget(max(pace_s, float(turn_s.min()), min(float(borne_s.min()), longest_s)))
 
     def _work(self, num_cached: Floats) -> _Work:
         estimator = self._estimator
@@ -105,6 +108,12 @@ class PassBudget:
         if not is_young.any() or is_young.all():
             return own
         return np.where(is_young, np.maximum(own, np.median(own[~is_young])), own)
+
+    def _regained_s(self, c: Candidates, runs: Ints, spare_s: Floats) -> Floats:
+        """What sessions may lose now as they win it back later: a part of the `spare_s` of each of their turns left."""
+        num_turns = c.num_left[runs] / self._tokens_per_turn(c, runs)
+        result: Floats = self._parameters.regained_share * np.maximum(spare_s, 0.0) * num_turns
+        return result
 
     def _pace_s(self, c: Candidates, turn_s: Floats, work: _Work) -> float:
         """Mean seconds of a pass if every session gets just what its SLO asks for: those that run take part as often

@@ -1,9 +1,9 @@
 """Prefill beside running sessions, for policy `wisp`: chunks that are soon enough and yet slow nobody down for long.
 
 Every waiting prefill is to be done after `prefill_haste` of the time that its SLO allows to the first token, so it
-earns a share of every pass; shares that were too small for a chunk are not lost. Together they may not make a pass
-longer than what running sessions bear: what a turn of theirs is worth in time, and a part of what they are ahead.
-(Chunked prefill: Sarathi-Serve, Agrawal et al. 2024.)
+earns a share of every pass on the way there; shares that were too small for a chunk are not lost. Together they may
+not make a pass longer than what running sessions bear: what a turn of theirs is worth in time, and a part of what they
+are ahead. (Chunked prefill: Sarathi-Serve, Agrawal et al. 2024.)
 """
 
 from __future__ import annotations
@@ -63,9 +63,7 @@ class WispPrefill:
         turns_s = float(self._estimator.seconds(work))
         # An old session computes again what it has lost: its age is no time that its SLO allows for that.
         allowed_s = np.minimum(c.needed_s[rows] - c.opened_s[rows], _MOST_ALLOWED_S)
-        left_s = c.needed_s[rows] - now_s
-        pace_s = p.prefill_haste * allowed_s
-        pace_s = np.where(left_s > 0, np.minimum(pace_s, left_s), pace_s)
+        pace_s = np.maximum(c.opened_s[rows] + p.prefill_haste * allowed_s - now_s, 0.0)
         prefill = self._estimator.work(item_features(c.num_cached[rows], c.num_uncached[rows], 1.0))
         added_s = prefill @ self._estimator.weights(work + prefill.sum(axis=0))
         # What was not used in earlier passes is not lost: a chunk may have to be larger than one pass's share.

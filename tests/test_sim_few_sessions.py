@@ -1,0 +1,23 @@
+"""A server with hardly anything to do serves everybody in time, whatever its passes cost."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from bench.cells import MIX, Timing
+from bench.simulator import simulate
+from bench.systems import WISP, Setting
+
+_TIMING = Timing(24.0, 4.0)
+
+
+@pytest.mark.parametrize("profile", ["a100-qwen3-32b-additive", "h100-qwen3-32b"])
+@pytest.mark.parametrize("setting", WISP.settings[:2], ids=["devices draft", "server drafts too"])
+def test_first_tokens_are_in_time_beside_few_others(profile: str, setting: Setting) -> None:
+    """Where a pass takes longer for every token, a prompt beside sessions without slack is a matter of small chunks."""
+    cell = replace(MIX, profile=profile)
+    figures = simulate(setting.serve(cell.scenario(_TIMING, 0), cell.draft).with_devices(3)).figures()
+    assert figures["sessions"] >= 5
+    assert figures["attainment"] == 1.0
