@@ -126,7 +126,7 @@ def make_plans(args: argparse.Namespace) -> list[Plan]:
         plans.append(Plan(f"the better draft {draft}", served(ours, better, draft), asked))
     if is_derived(find_profile(args.profile)):  # what a draft model costs is only known for the derived A100
         for setting in with_server_draft:
-            name = f"a draft model on the server as well, KV for {setting.draft_kv_share:.0%}"
+            name = f"up to {setting.server_drafts} drafts of the server as well, KV for {setting.draft_kv_share:.0%}"
             plans.append(Plan(name, served(setting, base), asked))
     plans.append(Plan("a second server, half of the devices each", served(ours, base), (asked + 1) // 2))
     return plans

@@ -156,7 +156,7 @@ def _fixed_edf(lengths: Sequence[int], chunks: Sequence[int]) -> Kind:
 
 _EDGE_ONLY = Setting("wisp", "wisp", PRICE, WHOLE)
 _OURS, _OURS_LITTLE_KV = [replace(_EDGE_ONLY, server_drafts=3, draft_kv_share=share) for share in DRAFT_KV_SHARES]
-WISP = Kind("wisp", [_EDGE_ONLY, _OURS, _OURS_LITTLE_KV])
+WISP = Kind("wisp", [_EDGE_ONLY, _OURS, replace(_OURS, server_drafts=2), _OURS_LITTLE_KV])
 SLO_CENTRAL = Kind("slo-central", [Setting("slo-central", "wisp", NO_DRAFTS, WHOLE)])
 ABLATIONS = (
     Kind("wisp-edge-only", [replace(_EDGE_ONLY, system="wisp-edge-only")]),

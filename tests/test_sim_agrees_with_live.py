@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from bench.gpu_cost import A100_32G
 from bench.load_options import dilated
@@ -25,6 +26,7 @@ from bench.simulator import Scenario, build_engine
 from bench.workload import Workload
 from tests.test_emulated_verifier import PROFILE, RING, Answers
 from triton_models.emulated_verifier import EmulatedVerifier
+from wisp_plugin import scheduler
 from wisp_plugin.config import EngineConfig
 from wisp_plugin.controller import SpeculationController
 from wisp_plugin.edge_session import EdgeSession, Step
@@ -176,6 +178,7 @@ def play_again(recording: Recording) -> list[Call]:
     return calls
 
 
+@pytest.mark.skipif(not scheduler.__file__.endswith(".py"), reason="methods of a compiled class cannot be replaced")
 def test_the_scheduler_decides_as_it_did_live() -> None:
     recording = run_live()
     plans = [call for call in recording.calls if call[0] == "plan" and call[2]]
