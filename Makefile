@@ -67,7 +67,7 @@ plugin: ## batchstrategy.so, built with g++ alone and put into wisp_verifier_bat
 	cp build/plugin/batchstrategy.so $(BATCHED)/1/batchstrategy.so
 	test -e $(BATCHED)/wisp_profile.json || cp $(BATCHED)/first_profile.json $(BATCHED)/wisp_profile.json
 
-compiled: $(VENV)/.installed ## engine and sessions as C extensions, in place (three minutes; needs a C compiler)
+compiled: $(VENV)/.installed ## engine and sessions as C extensions, in place (a minute or two; needs a C compiler)
 	WISP_COMPILED=1 $(BIN)/python setup.py -q build_ext --inplace
 
 interpreted: ## plain Python again, which `make compiled` stands in front of
