@@ -130,7 +130,7 @@ ROWS = (
         _MIX_OPTIONS),
     Row("the same mix on the profile measured on an H100: capacity / goodput against centralized; SLED; "
         "co-located", "sensitivity",
-        _on_h100, "", " --few --seeds 1 --sensitivity --systems centralized sled"),
+        _on_h100, "", " --quick --sensitivity --systems centralized sled"),
     Row("the matrix, 12 cells: WISP / best other, worst capacity / goodput; the same without co-located "
         "speculation", "matrix",
         _of("{matrix_min_capacity} / {matrix_min_goodput}; {matrix_min_capacity_without_colocated} / "
