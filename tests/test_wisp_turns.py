@@ -83,19 +83,17 @@ class TestBudget:
         all_young = make_candidates(3, tpot_s=TIGHT_S, tokens_per_turn=[1.0, 3.0, 4.0], num_turns=1)
         assert budget.of(all_young, nobody).seconds == pytest.approx(TIGHT_S)
 
-    def test_who_will_be_ahead_bears_longer_passes_before(self) -> None:
-        """Three sessions at 14 ms per token where passes of 10.3 ms keep the pace: 3.7 ms to spare in each turn."""
-        nobody = np.zeros(3, bool)
+    def test_a_prompt_gets_a_chunk_from_who_will_be_ahead(self) -> None:
+        """A pass of 40.9 ms, 45.7 with a chunk, and sessions that bear 44: those with turns left win it back."""
+        estimator = Estimator(Costs((0.04, 0, 0, 0, 0, 0), (0.0, 0, 3e-4, 0, 0, 0), norm=1.0))
 
-        def budget_s(num_left: float, tpot_s: float = TIGHT_S) -> float:
-            c = make_candidates(3, tpot_s=[tpot_s, LOOSE_S, LOOSE_S], num_left=[num_left, 1000.0, 1000.0])
-            return PassBudget(Estimator(LINEAR), P).of(c, nobody).seconds
+        def budget_s(num_left: float, num_prefill: int = 1) -> float:
+            c = make_candidates(4, tpot_s=0.044, num_left=num_left, num_uncached=[1.0, 1.0, 1.0, 300.0])
+            return PassBudget(estimator, P).of(c, np.arange(4) >= 4 - num_prefill).seconds
 
-        assert budget_s(0.0) == pytest.approx(TIGHT_S)
-        spare_s = (budget_s(40.0) - TIGHT_S) * P.spend_passes / (P.regained_share * 40.0)
-        assert 0.003 < spare_s < 0.004
-        assert LONGEST_S <= budget_s(1e6) < 1.2 * LONGEST_S  # never longer than what saves time
-        assert budget_s(40.0, tpot_s=0.0103) == pytest.approx(0.0103, rel=0.02)  # nothing to spare
+        assert budget_s(0.0) == pytest.approx(0.044)
+        assert budget_s(100.0) == pytest.approx(0.04 + 3e-4 * (3 + P.prefill_tokens))
+        assert budget_s(100.0, num_prefill=0) == pytest.approx(0.044)
 
     def test_many_prompts_lately_make_the_pace_of_all_slower(self) -> None:
         """Twenty sessions at 14 ms per token: decoding alone fits; with four prompt tokens to each it does not."""

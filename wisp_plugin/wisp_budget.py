@@ -4,9 +4,9 @@ A session that is in every pass and gets n tokens from each on average bears pas
 SLO; shorter ones carry less, and what all SLOs ask for, with the prompts that come along, has to fit: that takes passes
 of `pace_s` on average, but never longer ones than save time: what a pass costs beside its tokens is a small share of it
 then, and a burst of prompts is not served quicker by passes that nobody bears. Sessions that bear less than this are
-beyond help and count no more. Of the others the one that bears least sets the budget; with what it will win back in
-the turns it has left where there is time to spare, as an SLO asks for a mean. So passes are as long as they may be, and
-all alike: a long pass costs the tightest more than a short one gives back. Where all keep the pace with their own token
+beyond help and count no more. Of the others the one that bears least sets the budget; where it has no
+room for a chunk of a prompt, with what that session will win back in its turns left, as an SLO asks for a mean. So passes
+are as long as they may be, and all alike: a long pass costs the tightest more than a short one gives back. Where all keep the pace with their own token
 of every pass, passes are no longer than those that save time, and drafts are a matter of what is left.
 
 New tokens per committed one (prompts and rejected drafts are in it) are those of the last passes.
@@ -79,9 +79,10 @@ class PassBudget:
             return Budget(longest_s)
         if c.tpot_s[runs][is_helped].min() >= longest_s:
             return Budget(longest_s, needs_drafts=False)
-        borne_s = turn_s + self._regained_s(c, runs, turn_s - pace_s) / self._parameters.spend_passes
+        spare_s = turn_s - pace_s if is_prefill.any() else np.zeros(len(runs))
+        borne_s = turn_s + self._regained_s(c, runs, spare_s) / self._parameters.spend_passes
         turn_s, borne_s = turn_s[is_helped], borne_s[is_helped]
-        return Budget(max(pace_s, float(turn_s.min()), min(float(borne_s.min()), longest_s)))
+        return Budget(max(pace_s, float(turn_s.min()), min(float(borne_s.min()), self._with_chunk_s(work))))
 
     def _work(self, num_cached: Floats) -> _Work:
         estimator = self._estimator
@@ -93,12 +94,17 @@ class PassBudget:
         what its tokens would cost if nothing came with them. With room for a chunk of prefill beside the own tokens,
         and for a few thousand tokens at most."""
         num_own, own = len(work.own), work.empty + work.own.sum(axis=0)
+        with_chunk_s = self._with_chunk_s(work)
         beside = np.maximum(own - num_own * work.token, 0.0)
         seconds = self._estimator.seconds(beside + _SIZES[:, None] * work.token)
         spent = _SIZES * float(self._estimator.seconds(work.token)) / seconds  # rises with the size
         enough = np.searchsorted(spent, 1.0 - self._parameters.least_saving)
-        with_chunk_s = float(self._estimator.seconds(own + self._parameters.prefill_tokens * work.token))
         return max(with_chunk_s, float(seconds[min(int(enough), len(_SIZES) - 1)]))
+
+    def _with_chunk_s(self, work: _Work) -> float:
+        """Seconds of a pass with everybody's own token and the smallest chunk of prefill."""
+        own = work.empty + work.own.sum(axis=0)
+        return float(self._estimator.seconds(own + self._parameters.prefill_tokens * work.token))
 
     def _tokens_per_turn(self, c: Candidates, runs: Ints) -> Floats:
         """Committed tokens per turn; of a session that has had few turns at least what the others have usually, or each
