@@ -1,13 +1,14 @@
 """How long a pass may take so that whoever can keep the pace of its SLO keeps it, for policy `wisp`.
 
-A session that is in every pass and gets n tokens from each on average bears passes of n x tpot. Longer ones cost it its
-SLO; shorter ones carry less, and what all SLOs ask for, with the prompts that come along, has to fit: that takes passes
-of `pace_s` on average, but never longer ones than save time: what a pass costs beside its tokens is a small share of it
-then, and a burst of prompts is not served quicker by passes that nobody bears. Sessions that bear less than this are
-beyond help and count no more. Of the others the one that bears least sets the budget; where it has no
-room for a chunk of a prompt, with what that session will win back in its turns left, as an SLO asks for a mean. So passes
-are as long as they may be, and all alike: a long pass costs the tightest more than a short one gives back. Where all keep the pace with their own token
-of every pass, passes are no longer than those that save time, and drafts are a matter of what is left.
+A session that is in every pass and gets n tokens from each on average bears passes of n x tpot. Longer ones cost it
+its SLO; shorter ones carry less, and what all SLOs ask for, with the prompts that come along, has to fit: that takes
+passes of `pace_s` on average, but never longer ones than save time: what a pass costs beside its tokens is a small
+share of it then, and a burst of prompts is not served quicker by passes that nobody bears. Sessions that bear less
+than this are beyond help and count no more. Of the others the one that bears least sets the budget; where it has no
+room for a chunk of a prompt, with what that session will win back in its turns left, as an SLO asks for a mean. So
+passes are as long as they may be, and all alike: a long pass costs the tightest more than a short one gives back.
+Where all keep the pace with their own token of every pass, passes are no longer than those that save time, and drafts
+are a matter of what is left.
 
 New tokens per committed one (prompts and rejected drafts are in it) are those of the last passes.
 """
