@@ -104,7 +104,7 @@ results: setup ## the benchmarks behind the README's table of parts (four hours 
 	  cat $(VENV)/result; tail -n 1 $(VENV)/result > bench/results/$(name).json;)
 	$(BIN)/wisp-bench results
 
-clean: ## remove the virtual environment and caches; models in $WISP_HOME stay
+clean: interpreted ## remove the virtual environment and caches; models in $WISP_HOME stay
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

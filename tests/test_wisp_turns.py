@@ -21,7 +21,6 @@ from wisp_plugin.wisp_policy import Wisp
 from wisp_plugin.wisp_turns import Turns
 
 P = WispParameters()
-STRICT = WispParameters(regained_share=0.0)  # nobody loses now what he wins back later
 NOW_S = 1.0
 # Nothing but arithmetic: a pass of 10 ms, 0.1 ms per new token.
 TOKEN_S = 0.0001
@@ -58,14 +57,14 @@ def tight_and_loose(num_loose: int, num_drafts: int = 8) -> Candidates:
 class TestBudget:
     def test_a_pass_is_as_long_as_the_tightest_bears(self) -> None:
         c = tight_and_loose(num_loose=8)
-        choice = Wisp(make_config(), Estimator(LINEAR), STRICT).choose(c, NOW_S)
+        choice = Wisp(make_config(), Estimator(LINEAR), P).choose(c, NOW_S)
         assert 0 in choice.members
         assert TIGHT_S - 2 * TOKEN_S < seconds_of(c, choice) <= TIGHT_S + 1e-9
         bears = make_candidates(9, c.survival, needed_s=c.needed_s, tpot_s=c.tpot_s, tokens_per_turn=9.0, ready_s=NOW_S)
         assert Wisp(make_config(), Estimator(LINEAR)).choose(bears, NOW_S).num_drafts.sum() == 64
 
     def test_who_cannot_be_helped_sets_no_budget(self) -> None:
-        budget = PassBudget(Estimator(LINEAR), STRICT)
+        budget = PassBudget(Estimator(LINEAR), P)
         nobody = np.zeros(3, bool)
         assert LONGEST_S <= budget.of(make_candidates(3, tpot_s=0.5 * 0.01), nobody).seconds < 1.2 * LONGEST_S
         lost = make_candidates(3, tpot_s=[TIGHT_S, 0.05, 0.05], is_lost=[1.0, 0.0, 0.0])
@@ -75,7 +74,7 @@ class TestBudget:
         assert LONGEST_S <= budget.of(lost, ~nobody).seconds < 1.2 * LONGEST_S
 
     def test_newcomers_are_expected_to_get_what_others_get(self) -> None:
-        budget, nobody = PassBudget(Estimator(LINEAR), STRICT), np.zeros(3, bool)
+        budget, nobody = PassBudget(Estimator(LINEAR), P), np.zeros(3, bool)
         some = make_candidates(3, tpot_s=TIGHT_S, tokens_per_turn=[1.0, 3.0, 4.0], num_turns=[2, 50, 60])
         assert budget.of(some, nobody).seconds == pytest.approx(3.0 * TIGHT_S)
         slow = make_candidates(3, tpot_s=TIGHT_S, tokens_per_turn=[1.0, 3.0, 4.0], num_turns=50)

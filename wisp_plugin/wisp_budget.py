@@ -73,17 +73,19 @@ class PassBudget:
         longest_s = self._longest_s(work)
         if not len(runs):
             return Budget(longest_s)
-        turn_s = c.tpot_s[runs] * self._tokens_per_turn(c, runs)  # what a turn is worth in time
+        tokens_per_turn = self._tokens_per_turn(c, runs)
+        turn_s = c.tpot_s[runs] * tokens_per_turn  # what a turn is worth in time
         pace_s = min(self._pace_s(c, turn_s, work), longest_s)
         is_helped = turn_s >= self._parameters.lost_pace * pace_s
         if not is_helped.any():
             return Budget(longest_s)
         if c.tpot_s[runs][is_helped].min() >= longest_s:
             return Budget(longest_s, needs_drafts=False)
-        spare_s = turn_s - pace_s if is_prefill.any() else np.zeros(len(runs))
-        borne_s = turn_s + self._regained_s(c, runs, spare_s) / self._parameters.spend_passes
-        turn_s, borne_s = turn_s[is_helped], borne_s[is_helped]
-        return Budget(max(pace_s, float(turn_s.min()), min(float(borne_s.min()), self._with_chunk_s(work))))
+        seconds = max(pace_s, float(turn_s[is_helped].min()))
+        if is_prefill.any() and seconds < (with_chunk_s := self._with_chunk_s(work)):
+            regained_s = self._regained_s(turn_s - pace_s, c.num_left[runs] / tokens_per_turn)
+            seconds = max(seconds, min(float((turn_s + regained_s)[is_helped].min()), with_chunk_s))
+        return Budget(seconds)
 
     def _work(self, num_cached: Floats) -> _Work:
         estimator = self._estimator
@@ -116,10 +118,10 @@ class PassBudget:
             return own
         return np.where(is_young, np.maximum(own, np.median(own[~is_young])), own)
 
-    def _regained_s(self, c: Candidates, runs: Ints, spare_s: Floats) -> Floats:
-        """What sessions may lose now as they win it back later: a part of the `spare_s` of each of their turns left."""
-        num_turns = c.num_left[runs] / self._tokens_per_turn(c, runs)
-        result: Floats = self._parameters.regained_share * np.maximum(spare_s, 0.0) * num_turns
+    def _regained_s(self, spare_s: Floats, turns_left: Floats) -> Floats:
+        """What sessions may lose by a pass as they win it back: a part of the `spare_s` of all their turns left."""
+        p = self._parameters
+        result: Floats = p.regained_share / p.spend_passes * np.maximum(spare_s, 0.0) * turns_left
         return result
 
     def _pace_s(self, c: Candidates, turn_s: Floats, work: _Work) -> float:
