@@ -37,9 +37,11 @@ def everyone(c: Candidates) -> Choice:
     return Choice(members, committed, c.num_buffered.astype(np.int64), ("turn",) * num_sessions)
 
 
-def settled(c: Candidates, step_s: float, max_tokens: int = 4, rounds: int = 4) -> tuple[Choice, float]:
+def settled(
+    c: Candidates, step_s: float, max_tokens: int = 4, rounds: int = 4, verifies: Estimator | None = None
+) -> tuple[Choice, float]:
     """What is settled on after some passes in which everybody took part with everything."""
-    drafts = ServerDrafts(target(), steps_of(step_s), max_tokens)
+    drafts = ServerDrafts(verifies or target(), steps_of(step_s), max_tokens)
     for _ in range(rounds):
         offered = drafts.offer(c)
         choice = drafts.settle(c, offered, everyone(offered))
@@ -68,6 +70,26 @@ class TestWorth:
         assert choice.num_to_draft is not None
         assert choice.num_to_draft[1::2].max() == 0
         assert choice.num_to_draft[::2].min() > 0
+
+    def test_who_gets_little_from_a_turn_is_drafted_for_first(self) -> None:
+        """0.5 ms per token of a pass: too much for a token of the usual session, not for one of a poor one."""
+        costly = Estimator(Costs(memory=(0, 0, 0, 0, 0, 0), arithmetic=(0.01, 0, 5e-4, 0, 0, 0)))
+        alike, _ = settled(make_candidates(12, own_acceptance=0.4), 1e-4, verifies=costly)
+        assert alike.num_to_draft is None
+        two_poor = make_candidates(12, own_acceptance=0.4, tpot_s=[0.02] * 2 + [0.1] * 10)
+        mixed, _ = settled(two_poor, 1e-4, verifies=costly)
+        assert mixed.num_to_draft is not None
+        assert mixed.num_to_draft[:2].min() > 0
+        assert mixed.num_to_draft[2:].max() == 0
+
+    def test_the_policy_is_told_how_long_drafting_takes(self) -> None:
+        c = make_candidates(4, own_acceptance=0.9)
+        drafts = ServerDrafts(target(), steps_of(1e-4), 4)
+        assert drafts.offer(c).drafting_s == 0.0
+        for _ in range(3):
+            offered = drafts.offer(c)
+            choice = drafts.settle(c, offered, everyone(offered))
+        assert drafts.offer(c).drafting_s == pytest.approx(drafts.seconds(c, choice)) != 0.0
 
     def test_one_step_more_than_paid_is_offered(self) -> None:
         drafts, c = ServerDrafts(target(), steps_of(1e-4), 4), make_candidates(2, own_acceptance=0.95)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from wisp_plugin.estimator import EMPTY_PASS, Costs, Estimator, item_features, t
 from wisp_plugin.policies import PREFILL, TURN, Choice
 from wisp_plugin.roster import Candidates
 from wisp_plugin.wisp_budget import Budget, PassBudget
+from wisp_plugin.wisp_offers import draft_weights
 from wisp_plugin.wisp_parameters import WispParameters
 from wisp_plugin.wisp_policy import Wisp
 from wisp_plugin.wisp_turns import Turns
@@ -81,6 +83,15 @@ class TestBudget:
         assert budget.of(slow, nobody).seconds == pytest.approx(TIGHT_S)
         all_young = make_candidates(3, tpot_s=TIGHT_S, tokens_per_turn=[1.0, 3.0, 4.0], num_turns=1)
         assert budget.of(all_young, nobody).seconds == pytest.approx(TIGHT_S)
+
+    def test_drafting_on_the_server_is_part_of_what_is_borne(self) -> None:
+        budget, nobody = PassBudget(Estimator(LINEAR), P), np.zeros(3, bool)
+        c = make_candidates(3, tpot_s=0.02, tokens_per_turn=2.0, num_turns=50)
+        assert budget.of(c, nobody).seconds == pytest.approx(0.04)
+        assert budget.of(replace(c, drafting_s=0.012), nobody).seconds == pytest.approx(0.028)
+        one = c.only(np.array([1]))
+        assert budget.of(replace(one, drafting_s=0.012), nobody[:1]).seconds == pytest.approx(0.028)
+        assert budget.of(replace(c, drafting_s=9.0), nobody).seconds >= LONGEST_S  # nobody can be helped any more
 
     def test_a_prompt_gets_a_chunk_from_who_will_be_ahead(self) -> None:
         """A pass of 40.9 ms, 45.7 with a chunk, and sessions that bear 44: those with turns left win it back."""
@@ -151,6 +162,19 @@ class TestBudget:
         assert budget._num_committed == pytest.approx(1.75)  # a prefill that goes on commits nothing
         budget.note(c, Choice(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64), ()), 1e6)
         assert budget._num_new == pytest.approx(23.0)
+
+
+class TestDraftWeights:
+    def test_a_token_counts_more_for_who_gets_less_from_a_turn(self) -> None:
+        c = make_candidates(5, tpot_s=[0.02, 0.02, 0.04, 0.04, 9.0], tokens_per_turn=[1.0, 3.0, 2.0, 1.5, 3.0])
+        weights = draft_weights(c, P).tolist()  # turns of 20, 60, 80, 60 ms and 27 s; the median is 60
+        assert weights == pytest.approx([P.most_draft_weight, 1.0, 0.75, 1.0, P.least_draft_weight])
+
+    def test_a_pass_without_room_takes_what_the_poorer_need(self) -> None:
+        """Drafts that are alike: all of the poorest session, none of the richest one; of nobody if nobody needs any."""
+        c = make_candidates(3, [[0.45, 0.3]] * 3, tpot_s=[0.02, 0.05, 0.2])
+        assert take(c, 0.0108).num_drafts.tolist() == [2, 1, 0]
+        assert take(c, 0.0108, needs_drafts=False).num_drafts.tolist() == [0, 0, 0]
 
 
 class TestOrder:

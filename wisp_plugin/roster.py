@@ -37,7 +37,8 @@ class Candidates:
     a round trip, as far as they are known; `worth_tokens` and `worth_gain`: what is waited for behind a rejection (see
     `ServerSession`), `is_new_chain` 1 if the last commit left no draft chain; `is_sync` 1 in mode `sync`;
     `num_turns`: passes that have given it tokens; `num_left`: tokens that it may still commit; `own_acceptance`: of
-    what the server drafts for it, 0 if it would not.
+    what the server drafts for it, 0 if it would not. And for all of them together, `drafting_s`: how long the server is
+    expected to draft before the pass.
     """
 
     rows: Ints
@@ -62,6 +63,7 @@ class Candidates:
     num_left: Floats
     own_acceptance: Floats
     survival: Floats
+    drafting_s: float = 0.0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -69,10 +71,10 @@ class Candidates:
     def only(self, wanted: Ints) -> Candidates:
         """The candidates with the indices `wanted`."""
         columns = {name: getattr(self, name)[wanted] for name in _FIELDS}
-        return Candidates(**columns)
+        return Candidates(**columns, drafting_s=self.drafting_s)
 
 
-_FIELDS = tuple(field.name for field in fields(Candidates))
+_FIELDS = tuple(field.name for field in fields(Candidates) if field.name != "drafting_s")
 
 
 class Roster:

@@ -8,7 +8,8 @@ The output is the same either way (DESIGN.md section 3).
 The policy decides as if these tokens waited in the buffers already (`offer`). Unlike those of devices they take the
 server's time before the pass, so they have to pay for that (`settle`): a step is taken for as many members, the
 likeliest first, as make the expected tokens per second of the pass the highest, and among many sessions only if what
-it adds is worth `LEAST_GAIN` times what the pass is worth without it: longer passes cost others their SLO. (Batched
+it adds is worth `LEAST_GAIN` times what the pass is worth without it: longer passes cost others their SLO. A token
+counts the more, the less its session gets from a turn (`wisp_offers`): it is by those that passes are limited. (Batched
 speculation whose length follows the load: SmartSpec, Liu et al. 2024. How large the gain has to be is an outcome of
 simulations: `bench/SIMULATION.md`.)
 """
@@ -22,13 +23,14 @@ import numpy as np
 from wisp_plugin.estimator import EMPTY_PASS, Estimator, item_features, token_features
 from wisp_plugin.pass_features import choice_features
 from wisp_plugin.policies import Choice, expected_tokens
-from wisp_plugin.roster import Candidates, Floats
+from wisp_plugin.roster import Candidates, Floats, Ints
 from wisp_plugin.wisp_hold import FEW_SESSIONS
+from wisp_plugin.wisp_offers import draft_weights
 from wisp_plugin.wisp_parameters import WispParameters
 
 LEAST_GAIN = 1.2  # tokens per second that a step adds, over those of the pass without it; 1 among FEW_SESSIONS
 MOST_SKIPPED = 31  # plans without an offer, after offers that did not pay: 0, 1, 3, 7, ... behind each other
-_LOST_VALUE = WispParameters().lost_value  # of a token of a session whose SLO cannot be met any more
+_PARAMETERS = WispParameters()
 
 
 class ServerDrafts:
@@ -39,6 +41,7 @@ class ServerDrafts:
         self._target, self._steps, self._max_tokens = target, steps, max_tokens
         self._num_paid = 0  # steps that paid in the newest pass
         self._num_failed = 0  # offers behind each other of which nothing paid
+        self._drafting_s = 0.0  # for the newest pass
         self._retry_in = 0  # plans until a step is offered again
 
     def offer(self, c: Candidates) -> Candidates:
@@ -64,7 +67,8 @@ class ServerDrafts:
         behind = levels - c.num_buffered[:, None]
         own = reached[:, None] * c.own_acceptance[:, None] ** (np.maximum(behind, 0.0) + 1.0)
         is_own = (behind >= 0.0) & (levels < num_buffered[:, None])
-        return replace(c, num_buffered=num_buffered, survival=np.where(is_own, own, survival))
+        survival = np.where(is_own, own, survival)
+        return replace(c, num_buffered=num_buffered, survival=survival, drafting_s=self._drafting_s)
 
     def settle(self, c: Candidates, offered: Candidates, choice: Choice) -> Choice:
         """`choice` among what was `offered`, less what does not pay. `c`: what there is without drafting."""
@@ -77,10 +81,10 @@ class ServerDrafts:
         choice = replace(choice, num_drafts=real)
         if not wanted.any():
             return choice
-        self._num_paid = 0
-        value = np.where(c.is_lost[members] > 0, _LOST_VALUE, 1.0)
-        tokens = float(value @ expected_tokens(offered, choice))
+        self._num_paid, self._drafting_s = 0, 0.0
         least_gain = LEAST_GAIN if len(c) > FEW_SESSIONS else 1.0
+        value = self._values(c, members)
+        tokens = float(value @ expected_tokens(offered, choice))
         drafted = _Drafted(self._target.work(choice_features(c, choice)), tokens, 0.0, least_gain)
         counts = np.zeros(len(members), np.int64)
         context = _context(c, choice)
@@ -99,8 +103,13 @@ class ServerDrafts:
             self._retry_in = min(2**self._num_failed - 1, MOST_SKIPPED)
             self._num_failed = min(self._num_failed + 1, MOST_SKIPPED)
             return choice
-        self._num_failed = 0
+        self._num_failed, self._drafting_s = 0, drafted.drafting_s
         return replace(choice, num_to_draft=counts)
+
+    def _values(self, c: Candidates, members: Ints) -> Floats:
+        """What a token counts for each of the members, `[M]`."""
+        value = np.where(c.is_lost[members] > 0, _PARAMETERS.lost_value, 1.0)
+        return value if len(c) <= FEW_SESSIONS else value * draft_weights(c.only(members), _PARAMETERS)
 
     def seconds(self, c: Candidates, choice: Choice) -> float:
         """How long drafting for `choice` takes. What the draft model has to catch up with is not known here."""

@@ -1,9 +1,10 @@
 """How long a pass may take so that whoever can keep the pace of its SLO keeps it, for policy `wisp`.
 
-A session that is in every pass and gets n tokens from each on average bears passes of n x tpot. Longer ones cost it
-its SLO; shorter ones carry less, and what all SLOs ask for, with the prompts that come along, has to fit: that takes
-passes of `pace_s` on average, but never longer ones than save time: what a pass costs beside its tokens is a small
-share of it then, and a burst of prompts is not served quicker by passes that nobody bears. Sessions that bear less
+A session that is in every pass and gets n tokens from each on average bears passes of n x tpot, drafting of the server
+before them included. Longer ones cost it its SLO; shorter ones carry less, and what all SLOs ask for, with the prompts
+that come along, has to fit: that takes passes of `pace_s` on average, but never longer ones than save time: what a pass
+costs beside its tokens is a small share of it then, and a burst of prompts is not served quicker by passes that nobody
+bears. Sessions that bear less
 than this are beyond help and count no more. Of the others the one that bears least sets the budget; where it has no
 room for a chunk of a prompt, with what that session will win back in its turns left, as an SLO asks for a mean. So
 passes are as long as they may be, and all alike: a long pass costs the tightest more than a short one gives back.
@@ -27,6 +28,7 @@ from wisp_plugin.wisp_parameters import WispParameters
 
 _MEMORY_S = 10.0  # passes are remembered so long
 _FIRST_TOKENS = (50.0, 25.0)  # new and committed, until there were passes
+_LEAST_TURN_S = 1e-3
 _ROUNDS = 3  # towards a pass that takes as long as its own work asks for
 _SIZES: Floats = np.geomspace(8.0, 4096.0, 37)  # new tokens of a pass that are looked at
 
@@ -74,7 +76,8 @@ class PassBudget:
         if not len(runs):
             return Budget(longest_s)
         tokens_per_turn = self._tokens_per_turn(c, runs)
-        turn_s = c.tpot_s[runs] * tokens_per_turn  # what a turn is worth in time
+        # What a turn is worth in time, and of that in time of the target.
+        turn_s = np.maximum(c.tpot_s[runs] * tokens_per_turn - c.drafting_s, _LEAST_TURN_S)
         pace_s = min(self._pace_s(c, turn_s, work), longest_s)
         is_helped = turn_s >= self._parameters.lost_pace * pace_s
         if not is_helped.any():

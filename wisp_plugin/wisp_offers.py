@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from wisp_plugin.roster import Bools, Candidates, Floats, Ints
+from wisp_plugin.wisp_parameters import WispParameters
 
 
 @dataclass(slots=True)
@@ -32,3 +35,14 @@ class Offers:
     work: Floats  # [2, S, L]: memory and arithmetic
     needs: Bools  # [S]: takes part whatever it costs
     need_s: Floats  # [S]: when a session starts to need a token
+
+
+def draft_weights(c: Candidates, parameters: WispParameters) -> Floats:
+    """What a draft token counts for each session, `[S]`: 1 where a turn is worth as much time as in the median.
+
+    A turn is worth its tokens times the tpot. Whoever gets less from it than others sets the length of passes, or is
+    given up: a token more of his is worth more than one of a session that has turns to spare.
+    """
+    turn_s = c.tpot_s * c.tokens_per_turn
+    weights: Floats = np.median(turn_s) / turn_s
+    return weights.clip(parameters.least_draft_weight, parameters.most_draft_weight)

@@ -1,11 +1,12 @@
 """Who takes part in a pass of a busy server, for policy `wisp`: by need, within the budget of the pass.
 
 Those that need a token are in, with their own. Then everybody in the order of need, prefills among them, each with all
-that it has and that is worth its place, until the pass takes as long as it may (`wisp_budget`). So whoever is ahead
-waits while its drafts come in, and its turn is rich; a prompt waits until its first token is as urgent as what others
-need, and then gets whole passes. (Earliest deadline first is optimal while everything can be in time: Liu and Layland
-1973. It falls apart when not, so sessions whose SLO is lost come last, for what is left, and prompts behind which
-others would be late as well come later: `wisp_first_tokens`.)
+that it has and that is worth its place (less has to be likely of what a session drafts that gets little from its
+turns), until the pass takes as long as it may (`wisp_budget`). So whoever is ahead waits while its drafts come in, and
+its turn is rich; a prompt waits until its first token is as urgent as what others need, and then gets whole passes.
+(Earliest deadline first is optimal while everything can be in time: Liu and Layland 1973. It falls apart when not, so
+sessions whose SLO is lost come last, for what is left, and prompts behind which others would be late as well come
+later: `wisp_first_tokens`.)
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from wisp_plugin.policies import NEED, PREFILL, VALUE, Choice
 from wisp_plugin.roster import Bools, Candidates, Floats, Ints
 from wisp_plugin.wisp_budget import Budget
 from wisp_plugin.wisp_first_tokens import will_be_late
+from wisp_plugin.wisp_offers import draft_weights
 from wisp_plugin.wisp_parameters import WispParameters
 
 
@@ -35,15 +37,16 @@ class Turns:
         must, has_no_room = self._musts(c, must_s, now_s)
         num_uncached = np.where(is_prefill, c.num_uncached, np.minimum(c.num_uncached, self._chunk_tokens))
         num_drafts = np.where(num_uncached < c.num_uncached, 0.0, c.num_buffered)
-        num_drafts = self._worth(c, num_uncached, num_drafts)
+        # Where nobody needs drafts, what a rejected one costs serves somebody else's own token, whoever's it is.
+        p = self._parameters
+        value = c.survival * draft_weights(c, p)[:, None] if budget.needs_drafts else c.survival
+        num_drafts = self._worth(c, value, num_uncached, num_drafts)
         if self._fits(c, num_uncached, num_drafts, budget.seconds):
             committed, drafts = num_uncached.astype(np.int64), num_drafts.astype(np.int64)
         else:
             order = self._order(c, is_prefill, must_s, has_no_room, now_s)
-            # Where nobody needs drafts, what a rejected one costs serves somebody else's own token.
-            p = self._parameters
-            least_survival = p.least_survival if budget.needs_drafts else p.least_survival_ahead
-            scarce = self._likely(c, least_survival, num_drafts)
+            least_value = p.least_survival if budget.needs_drafts else p.least_survival_ahead
+            scarce = self._valuable(c, value, least_value, num_drafts)
             committed, drafts = self._take(c, order, must, num_uncached, scarce, budget.seconds)
         members = np.flatnonzero(committed)
         kinds = np.where(is_prefill, 2, np.where(must, 1, 0))[members]
@@ -73,20 +76,20 @@ class Turns:
         order: Ints = np.lexsort((needed_s, rank))
         return order
 
-    def _worth(self, c: Candidates, num_uncached: Floats, num_drafts: Floats) -> Floats:
-        """Draft tokens that win more than their time costs everybody else; in `sync`, where a device gives up what is
-        not verified, all."""
+    def _worth(self, c: Candidates, value: Floats, num_uncached: Floats, num_drafts: Floats) -> Floats:
+        """Draft tokens whose `value` `[S, K]` is more than their time costs everybody else; in `sync`, where a device
+        gives up what is not verified, all."""
         if not num_drafts.any():
             return num_drafts
         own = self._estimator.work(EMPTY_PASS) + self._own(c, np.minimum(num_uncached, 1.0)).sum(axis=0)
         token = self._estimator.work(token_features(c.num_cached.mean()))
         price = len(c) / float(self._estimator.seconds(own)) * float(self._estimator.weights(own) @ token)
-        return self._likely(c, price, num_drafts)
+        return self._valuable(c, value, price, num_drafts)
 
-    def _likely(self, c: Candidates, least_survival: float, num_drafts: Floats) -> Floats:
-        """Of `num_drafts` those that survive with this probability at least."""
-        likely = (c.survival >= least_survival).sum(axis=1)
-        return np.where(c.is_sync > 0, num_drafts, np.minimum(num_drafts, likely))
+    def _valuable(self, c: Candidates, value: Floats, least_value: float, num_drafts: Floats) -> Floats:
+        """Of `num_drafts` those with this value at least."""
+        valuable = (value >= least_value).sum(axis=1)
+        return np.where(c.is_sync > 0, num_drafts, np.minimum(num_drafts, valuable))
 
     def _fits(self, c: Candidates, num_uncached: Floats, num_drafts: Floats, budget_s: float) -> bool:
         """Whether there is room for everything."""
