@@ -255,5 +255,3 @@ def test_the_wdt_share_is_never_below_zero() -> None:
         session.on_commit(make_commit(3, *[1] * 12, origin=A), NOW_S)
         shares.append(session.stats.wdt_share)
     assert min(shares) >= 0.0
-
-
