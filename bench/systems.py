@@ -144,8 +144,8 @@ def _published(thresholds: Sequence[float], chunks: Sequence[int], edf_chunks: S
     return Kind("published", [*ours, *edf])
 
 
-def _colocated(policies: Sequence[str], rules: Sequence[RuleSpec]) -> Kind:
-    grid = itertools.product(policies, (192, 256), rules)
+def _colocated(policies: Sequence[str], chunks: Sequence[int], rules: Sequence[RuleSpec]) -> Kind:
+    grid = itertools.product(policies, chunks, rules)
     return Kind("colocated", [Setting("colocated", p, rule, chunk, on_server=True) for p, chunk, rule in grid])
 
 
@@ -167,20 +167,24 @@ ABLATIONS = (
 )
 # What the full sweeps try; `FEW` are those that were best in the default mix, and their neighbours.
 FULL: tuple[Kind, ...] = (
-    _centralized((96, 64, 128, 192, 256), (96, 80, 112, 128)),
+    _centralized((96, 64, 128, 192, 256, 384), (96, 80, 112, 128)),
     _sled((4, 6, 12, 8), (0.3, 0.6), ((16, 10.0), (64, 0.0), (8, 10.0)), (128, 192)),
     _published((0.7, 0.5, 0.3), (192,), (128, 192)),
     SLO_CENTRAL,
-    _colocated(("edf", "continuous"), [*(RuleSpec("fixed", n) for n in (1, 2, 3, 4)), RuleSpec("paper", 8, 0.6)]),
-    _fixed_edf((4, 2, 6, 8), (96, 192, 256)),
+    _colocated(
+        ("edf", "continuous"),
+        (192, 256, 384),
+        [*(RuleSpec("fixed", n) for n in (1, 2, 3, 4)), RuleSpec("paper", 8, 0.6)],
+    ),
+    _fixed_edf((4, 2, 6, 8), (192, 96, 256, 384)),
 )
 FEW: tuple[Kind, ...] = (
-    _centralized((192,), (96, 112)),
+    _centralized((192, 256), (96, 112)),
     _sled((4, 8), (0.3,), ((16, 10.0),), (128,)),
     _published((0.7,), (192,), (128,)),
     SLO_CENTRAL,
-    _colocated(("edf",), [RuleSpec("fixed", 1), RuleSpec("fixed", 2)]),
-    _fixed_edf((4, 2), (96, 192)),
+    _colocated(("edf",), (192, 256), [RuleSpec("fixed", 1), RuleSpec("fixed", 2)]),
+    _fixed_edf((4, 2), (192, 96, 256)),
 )
 BASELINES = tuple(kind.name for kind in FULL)
 SYSTEMS = {kind.name: kind for kind in (*FULL, WISP, *ABLATIONS)}

@@ -83,10 +83,22 @@ class TestWorth:
         c = make_candidates(4, own_acceptance=0.9)
         drafts = ServerDrafts(target(), steps_of(1e-4), 4)
         assert drafts.offer(c).drafting_s == 0.0
-        for _ in range(3):
+        for _ in range(20):
+            drafts.note(0.012)
+        assert drafts.offer(c).drafting_s == pytest.approx(0.012, rel=0.01)
+        for _ in range(20):
+            drafts.note(0.0)
+        assert drafts.offer(c).drafting_s == pytest.approx(0.0, abs=1e-4)
+
+    def test_a_pass_that_wants_none_is_one_that_none_paid_in(self) -> None:
+        c = make_candidates(2, own_acceptance=0.95)
+        drafts = ServerDrafts(target(), steps_of(1e-4), 4)
+        for _ in range(4):
             offered = drafts.offer(c)
-            choice = drafts.settle(c, offered, everyone(offered))
-        assert drafts.offer(c).drafting_s == pytest.approx(drafts.seconds(c, choice)) != 0.0
+            drafts.settle(c, offered, everyone(offered))
+        assert drafts.offer(c).num_buffered.tolist() == [4.0, 4.0]
+        drafts.settle(c, offered, everyone(c))
+        assert drafts.offer(c).num_buffered.tolist() == [1.0, 1.0]
 
     def test_one_step_more_than_paid_is_offered(self) -> None:
         drafts, c = ServerDrafts(target(), steps_of(1e-4), 4), make_candidates(2, own_acceptance=0.95)

@@ -66,7 +66,7 @@ class EngineConfig:
     max_sessions: int = 512  # open at once; one more is answered `overloaded`
     max_pass_tokens: int = 512  # new tokens of one pass; longer prefills are cut into chunks
     max_pass_sessions: int = 256  # sessions of one pass
-    max_server_drafts: int = 4  # draft tokens per session and pass that a draft model on the server makes
+    max_server_drafts: int = 3  # draft tokens per session and pass that a draft model on the server makes
     max_draft_ahead: int = 64  # draft tokens in front of a session's committed tokens
     max_unacked_tokens: int = 1024  # commits beyond the client's SEEN before a session is paused
     max_queued_messages: int = 16_384  # messages waiting for the engine thread

@@ -3,10 +3,10 @@
 `continuous`  centralized serving: everyone, every pass (Orca, Yu et al. 2022; vLLM)
 `fcfs`        SLED: static batches in order of arrival, fired on size or timeout
 `edf`         earliest deadline first: everyone in order of need, as far as the pass goes
-`wisp`        value by need, filled by density, with holding (`wisp_policy.py`)
+`wisp`        by need within what the tightest bear, by value with time to spare, with holding (`wisp_policy.py`)
 
-A policy sees columns (`Candidates`) and answers with indices into them. It is deterministic: no clock, no randomness,
-no state from one decision to the next.
+A policy sees columns (`Candidates`) and answers with indices into them. It is deterministic, without a clock or
+randomness; the only state is what `wisp` remembers of its last passes (`wisp_budget`).
 """
 
 from __future__ import annotations

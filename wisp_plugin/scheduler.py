@@ -234,6 +234,8 @@ class Scheduler:
             self.note(session)
             if commit is not None:
                 commits.append(commit)
+        if self._server_drafts:
+            self._server_drafts.note(drafting_s)
         self._may_share = any(len(item.tokens) - item.num_draft_tokens - item.num_cached > 1 for item in plan.items)
         self.estimator.observe(pass_features(plan.items, outcomes), measured_s - drafting_s)
         return commits

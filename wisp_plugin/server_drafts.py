@@ -30,6 +30,7 @@ from wisp_plugin.wisp_parameters import WispParameters
 
 LEAST_GAIN = 1.2  # tokens per second that a step adds, over those of the pass without it; 1 among FEW_SESSIONS
 MOST_SKIPPED = 31  # plans without an offer, after offers that did not pay: 0, 1, 3, 7, ... behind each other
+_DRAFTING_MEMORY = 0.7  # share of the smoothed drafting time that a pass keeps
 _PARAMETERS = WispParameters()
 
 
@@ -41,7 +42,7 @@ class ServerDrafts:
         self._target, self._steps, self._max_tokens = target, steps, max_tokens
         self._num_paid = 0  # steps that paid in the newest pass
         self._num_failed = 0  # offers behind each other of which nothing paid
-        self._drafting_s = 0.0  # for the newest pass
+        self._drafting_s = 0.0  # before a pass, smoothed
         self._retry_in = 0  # plans until a step is offered again
 
     def offer(self, c: Candidates) -> Candidates:
@@ -79,9 +80,9 @@ class ServerDrafts:
         real = np.minimum(choice.num_drafts, c.num_buffered[members].astype(np.int64))
         wanted = choice.num_drafts - real
         choice = replace(choice, num_drafts=real)
+        self._num_paid = 0
         if not wanted.any():
             return choice
-        self._num_paid, self._drafting_s = 0, 0.0
         least_gain = LEAST_GAIN if len(c) > FEW_SESSIONS else 1.0
         value = self._values(c, members)
         tokens = float(value @ expected_tokens(offered, choice))
@@ -103,13 +104,17 @@ class ServerDrafts:
             self._retry_in = min(2**self._num_failed - 1, MOST_SKIPPED)
             self._num_failed = min(self._num_failed + 1, MOST_SKIPPED)
             return choice
-        self._num_failed, self._drafting_s = 0, drafted.drafting_s
+        self._num_failed = 0
         return replace(choice, num_to_draft=counts)
 
     def _values(self, c: Candidates, members: Ints) -> Floats:
         """What a token counts for each of the members, `[M]`."""
         value = np.where(c.is_lost[members] > 0, _PARAMETERS.lost_value, 1.0)
         return value if len(c) <= FEW_SESSIONS else value * draft_weights(c.only(members), _PARAMETERS)
+
+    def note(self, drafting_s: float) -> None:
+        """Before the newest pass the server drafted for so long, with what its model had to catch up with."""
+        self._drafting_s += (1.0 - _DRAFTING_MEMORY) * (drafting_s - self._drafting_s)
 
     def seconds(self, c: Candidates, choice: Choice) -> float:
         """How long drafting for `choice` takes. What the draft model has to catch up with is not known here."""

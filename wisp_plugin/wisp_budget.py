@@ -1,15 +1,14 @@
 """How long a pass may take so that whoever can keep the pace of its SLO keeps it, for policy `wisp`.
 
-A session that is in every pass and gets n tokens from each on average bears passes of n x tpot, drafting of the server
-before them included. Longer ones cost it its SLO; shorter ones carry less, and what all SLOs ask for, with the prompts
+A session that is in every pass and gets n tokens from each on average bears passes of n x tpot, with what the server
+drafts before them. Longer ones cost it its SLO; shorter ones carry less, and what all SLOs ask for, with the prompts
 that come along, has to fit: that takes passes of `pace_s` on average, but never longer ones than save time: what a pass
 costs beside its tokens is a small share of it then, and a burst of prompts is not served quicker by passes that nobody
-bears. Sessions that bear less
-than this are beyond help and count no more. Of the others the one that bears least sets the budget; where it has no
-room for a chunk of a prompt, with what that session will win back in its turns left, as an SLO asks for a mean. So
-passes are as long as they may be, and all alike: a long pass costs the tightest more than a short one gives back.
-Where all keep the pace with their own token of every pass, passes are no longer than those that save time, and drafts
-are a matter of what is left.
+bears. Sessions that bear less than this are beyond help and count no more. Of the others the one that bears least sets
+the budget; where it has no room for a chunk of a prompt, with what that session will win back in its turns left, as an
+SLO asks for a mean. So passes are as long as they may be, and all alike: a long pass costs the tightest more than a
+short one gives back. Where all keep the pace with their own token of every pass, passes are no longer than those that
+save time, and drafts are a matter of what is left.
 
 New tokens per committed one (prompts and rejected drafts are in it) are those of the last passes.
 """
@@ -76,10 +75,10 @@ class PassBudget:
         if not len(runs):
             return Budget(longest_s)
         tokens_per_turn = self._tokens_per_turn(c, runs)
-        # What a turn is worth in time, and of that in time of the target.
-        turn_s = np.maximum(c.tpot_s[runs] * tokens_per_turn - c.drafting_s, _LEAST_TURN_S)
+        worth_s = c.tpot_s[runs] * tokens_per_turn  # what a turn is worth in time, and of that in time of the target:
+        turn_s = np.maximum(worth_s - c.drafting_s, _LEAST_TURN_S)
         pace_s = min(self._pace_s(c, turn_s, work), longest_s)
-        is_helped = turn_s >= self._parameters.lost_pace * pace_s
+        is_helped = worth_s >= self._parameters.lost_pace * pace_s  # nobody is given up because the server drafts
         if not is_helped.any():
             return Budget(longest_s)
         if c.tpot_s[runs][is_helped].min() >= longest_s:

@@ -41,8 +41,12 @@ def draft_weights(c: Candidates, parameters: WispParameters) -> Floats:
     """What a draft token counts for each session, `[S]`: 1 where a turn is worth as much time as in the median.
 
     A turn is worth its tokens times the tpot. Whoever gets less from it than others sets the length of passes, or is
-    given up: a token more of his is worth more than one of a session that has turns to spare.
+    given up: a token more of his is worth more than one of a session that has turns to spare. 1 as well for those whose
+    turns are not known yet, prompts among them, and for those whose turns set no length: lost ones, and `sync`.
     """
-    turn_s = c.tpot_s * c.tokens_per_turn
-    weights: Floats = np.median(turn_s) / turn_s
+    weights = np.ones(len(c))
+    known = np.flatnonzero((c.num_turns >= parameters.young_turns) & (c.is_lost == 0) & (c.is_sync == 0))
+    if len(known):
+        turn_s = c.tpot_s[known] * c.tokens_per_turn[known]
+        weights[known] = np.median(turn_s) / turn_s
     return weights.clip(parameters.least_draft_weight, parameters.most_draft_weight)
