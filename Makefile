@@ -97,7 +97,7 @@ matrix_ARGS := --runs medium
 gateway_ARGS := --rounds 1 --first-bytes 80
 generate_ARGS := --prompts 2 --rounds 1
 sensitivity_COMMAND := goodput
-sensitivity_ARGS := --quick --sensitivity --systems centralized sled
+sensitivity_ARGS := --few --seeds 1 --sensitivity --systems centralized sled
 results: setup ## the benchmarks behind the README's table of parts (four hours on two cores); writes the table
 	@$(foreach name,$(RESULTS),printf '\n== wisp-bench $(name)\n' >&2; \
 	  $(BIN)/wisp-bench $(or $($(name)_COMMAND),$(name)) $($(name)_ARGS) > $(VENV)/result || echo "wisp-bench $(name): exit code $$?" >&2; \

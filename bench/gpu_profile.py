@@ -98,8 +98,17 @@ def draft_step_costs(llm: Llm = QWEN3_06B, gpu: Gpu = A100, norm: float = 4.0) -
 
 def draft_step_on(profile: str, norm: float) -> Costs:
     """The same on the device of a shipped profile: as measured there (`DEVICE-qwen3-0.6b`), else as derived above."""
-    measured = FOLDER / f"{profile.partition('-')[0]}-{QWEN3_06B.name.lower()}.json"
+    measured = _measured_step(profile)
     return load_profile(measured).costs if measured.is_file() else draft_step_costs(norm=norm)
+
+
+def knows_draft_step(profile: str) -> bool:
+    """True if `draft_step_on` knows the device of a profile: the derived A100, or one with a measured step."""
+    return _measured_step(profile).is_file() or is_derived(find_profile(profile))
+
+
+def _measured_step(profile: str) -> Path:
+    return FOLDER / f"{profile.partition('-')[0]}-{QWEN3_06B.name.lower()}.json"
 
 
 def kv_tokens(llm: Llm = QWEN3_32B, gpu: Gpu = A100, draft: Llm | None = None, draft_share: float = 1.0) -> int:

@@ -20,7 +20,8 @@ DEFINITIONS = (
     "Goodput, capacity, WDT share and interference are our own definitions; the text of the published ones was not "
     "available. Goodput: committed output tokens per second, counting only sessions that met their SLO. Capacity: the "
     "most devices with at least 95 % of sessions meeting their SLO. WDT share: drafting time of tokens that were not "
-    "accepted over all drafting time. Interference: predicted time of a pass minus that of the session alone."
+    "accepted over all drafting time, on the devices (of co-located speculation: on the server). Interference: "
+    "predicted time of a pass minus that of the session alone."
 )
 
 

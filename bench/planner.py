@@ -5,7 +5,8 @@
 
 Simulates policy `wisp` with rule `price` on the profile (that of `wisp-server profile` or `wisp-bench profile`, or one
 that is shipped), then each change by itself. `capacity_without_drafts` is what the server would hold alone; `changes`
-are sorted by the devices that they win. Goodput and capacity are our own definitions.
+are sorted by the devices that they win, and `change_first` is the first one that takes no second server, if any wins
+something. Goodput and capacity are our own definitions.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from bench.arguments import (
 from bench.cells import DRAFTS, Timing
 from bench.comparison_command import num_cores
 from bench.gpu_cost import unloaded_pass_s
-from bench.gpu_profile import DEFAULT, find_profile, is_derived, kv_tokens
+from bench.gpu_profile import DEFAULT, draft_step_on, find_profile, is_derived, knows_draft_step, kv_tokens
 from bench.report import finish, print_table
 from bench.scheduler_systems import Lab
 from bench.search import ATTAINMENT, Search
@@ -35,6 +36,8 @@ from bench.simulator import Scenario, simulate
 from bench.systems import SLO_CENTRAL, WISP, Setting
 from bench.trace_walk import WalkOf
 from bench.workload import DeviceKind, SloClass, Throttling, Workload
+
+SECOND_SERVER = "a second server, half of the devices each"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -124,11 +127,11 @@ def make_plans(args: argparse.Namespace) -> list[Plan]:
     for draft in DRAFTS[DRAFTS.index(args.draft) + 1 :]:
         better = replace(base, tokens=WalkOf(draft, args.seed))
         plans.append(Plan(f"the better draft {draft}", served(ours, better, draft), asked))
-    if is_derived(find_profile(args.profile)):  # what a draft model costs is only known for the derived A100
+    if knows_draft_step(args.profile):
         for setting in with_server_draft:
             name = f"up to {setting.server_drafts} drafts of the server as well, KV for {setting.draft_kv_share:.0%}"
             plans.append(Plan(name, served(setting, base), asked))
-    plans.append(Plan("a second server, half of the devices each", served(ours, base), (asked + 1) // 2))
+    plans.append(Plan(SECOND_SERVER, served(ours, base), (asked + 1) // 2))
     return plans
 
 
@@ -147,6 +150,7 @@ def base_scenario(args: argparse.Namespace) -> Scenario:
     return Scenario(
         workload, tokens=WalkOf(args.draft, args.seed), duration_s=timing.duration_s, warm_up_s=timing.warm_up_s,
         costs=costs, noise_sigma=0.03, kv_tokens=args.kv_tokens or kv_tokens(), seed=args.seed,
+        draft_step=draft_step_on(args.profile, costs.norm),
     )  # fmt: skip
 
 
@@ -159,14 +163,14 @@ def solve(plan: Plan) -> Answer:
     search = Search(measure, plan.num_devices)
     capacity, setting = search.capacity(WISP.only(WISP.settings[0]))  # the scenario has its setting already
     figures = search.run(setting, plan.num_devices)
-    factor = 2 if plan.name.startswith("a second server") else 1
+    factor = 2 if plan.name == SECOND_SERVER else 1
     return Answer(figures["attainment"], factor * figures["goodput"], factor * capacity, figures)
 
 
 def _first_change(now: Answer, changes: list[tuple[str, Answer]]) -> str | None:
-    """The change that wins most devices; None if none wins any."""
-    name, answer = changes[0]
-    return name if answer.capacity > now.capacity else None
+    """The change that wins most devices, a second server only if no other wins any; None if none does."""
+    winning = [name for name, answer in changes if answer.capacity > now.capacity]
+    return next((name for name in winning if name != SECOND_SERVER), winning[0] if winning else None)
 
 
 def _verdict(args: argparse.Namespace, now: Answer, alone: Answer) -> str:

@@ -236,6 +236,14 @@ class TestCommands:
         assert document["capacity"] >= 2  # type: ignore[operator]
         assert {"change", "capacity", "attainment"} == set(document["changes"][0])  # type: ignore[index]
 
+    @pytest.mark.parametrize(
+        ("capacities", "first"), [((38, 24, 9), "prompts"), ((38, 9, 9), planner.SECOND_SERVER), ((9, 9, 8), None)]
+    )
+    def test_a_second_server_is_the_last_thing_to_change(self, capacities: tuple[int, ...], first: str | None) -> None:
+        answers = [planner.Answer(1.0, 100.0, capacity, {}) for capacity in capacities]
+        changes = list(zip((planner.SECOND_SERVER, "prompts", "speed"), answers, strict=True))
+        assert planner._first_change(planner.Answer(1.0, 100.0, 9, {}), changes) == first
+
     def test_plan_refuses_nonsense(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit, match="2"):
             cli.main(["plan", "--devices", "0", "--tpot-ms", "50"])
