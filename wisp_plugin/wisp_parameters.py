@@ -1,4 +1,4 @@
-"""Constants of policy `wisp`, the outcome of simulations: what was tried is in `bench/SCHEDULER.md`."""
+"""Constants of policy `wisp`, the outcome of simulations: `bench/SIMULATION.md`, and `bench/SCHEDULER.md` before it."""
 
 from __future__ import annotations
 
