@@ -4,8 +4,8 @@ The server is a real tritonserver with the real engine and scheduler, whose targ
 profile says, tokens come from recorded texts (triton_models/emulated_verifier.py). Devices are the seeded workload of
 the simulator; each drafts at its own speed what the recorded draft model drafted there, under the real controller.
 
-Sessions start at their times (`--timed`: at the pace of their SLOs, whatever has happened before; without: when the
-device's last one has ended, as the workload says), and latency counts from the time at which a session was to start or
+Sessions start at their times (at the pace of their SLOs, whatever has happened before; with `--no-timed` when the
+device's last one has ended, as in the comparisons), and latency counts from the time at which a session was to start or
 a message was to leave, so a client that falls behind makes figures worse and never better (no coordinated omission).
 
 goodput and the rest are our own definitions (DESIGN.md section 2, bench/sim_result.py). Figures are in the emulated
@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--devices", type=positive_int, default=32, metavar="N", help="[%(default)s]")
     parser.add_argument("--server", metavar="HOST:PORT", help="one that runs already, with the same target [own]")
     add_load_arguments(parser)
+    parser.set_defaults(timed=True)
 
 
 def main(args: argparse.Namespace) -> int:

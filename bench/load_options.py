@@ -61,7 +61,8 @@ def add_load_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rtt", type=not_negative_float, nargs=2, default=(20.0, 20.0), metavar="MS", help="of the links, ms [20 20]")
     add("--jitter", type=not_negative_float, default=0.0, metavar="MS", help="on each way, ms [%(default)s]")
     add("--slo", type=positive_float, default=1.0, metavar="X", help="factor on the tpot of all classes [%(default)s]")
-    add("--timed", action="store_true", help="sessions start at the pace of their SLO, whatever happened before")
+    add("--timed", action=argparse.BooleanOptionalAction, default=False,
+        help="sessions start at the pace of their SLO, whatever happened before; else behind the device's last one")
     add("--think", type=not_negative_float, default=0.0, metavar="S",
         help="mean pause between a device's sessions [%(default)s]")  # fmt: skip
     add("--stagger", type=not_negative_float, default=20.0, metavar="S",
