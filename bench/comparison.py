@@ -125,7 +125,7 @@ def summary_rows(comparison: Comparison) -> list[list[Any]]:
 
 
 SUMMARY_COLUMNS = (
-    "system", "capacity", "at", "peak goodput, tok/s", "devices", "at ", "acceptance", "WDT share",
+    "system", "capacity", "held by", "peak goodput, tok/s", "devices", "reached by", "acceptance", "WDT share",
     "interference, ms", "pass, ms", "busy",
 )  # fmt: skip
 

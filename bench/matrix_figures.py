@@ -111,6 +111,7 @@ def table_rows(results: Sequence[CellResult]) -> list[list[Any]]:
 
 
 TABLE_COLUMNS = (
-    "tpot, passes", "devices", "RTT, ms", "draft", "capacity", "/ best other", "which", "goodput", "/ best other ",
-    "which ", "capacity / centralized", "goodput / centralized", "goodput / published",
+    "tpot, passes", "devices", "RTT, ms", "draft", "capacity", "capacity / best other", "best other in capacity",
+    "goodput", "goodput / best other", "best other in goodput",
+    "capacity / centralized", "goodput / centralized", "goodput / published",
 )  # fmt: skip
