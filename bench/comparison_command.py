@@ -15,9 +15,10 @@ from bench.comparison import PUBLISHED, SUMMARY_COLUMNS, Comparison, chosen_kind
 from bench.gpu_profile import DEFAULT, NORMS, draft_step_on, find_profile, is_derived, kv_tokens
 from bench.html_report import DEFINITIONS, Page
 from bench.intervals import mean_interval
+from bench.sim_colocated import DraftingCost
 from bench.systems import ABLATIONS, BASELINES, FEW, FULL, SYSTEMS, Kind
 from bench.trace_walk import load_ring
-from wisp_plugin.estimator import EMPTY_PASS, FEATURES, Estimator, item_features
+from wisp_plugin.estimator import FEATURES
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +62,8 @@ def assumptions(cell: Cell, timing: Timing, seeds: Sequence[int]) -> list[str]:
         f"Target: {profile.fingerprint.model} on {profile.fingerprint.device}; {how}. "
         f"A pass takes the {form} of reading and computing, with 3 % noise.",
         f"KV memory for {kv_tokens():,} tokens; a draft model on the server (0.6 G parameters) takes its part of it, "
-        f"and {1e3 * _draft_step_s(cell):.1f} ms for a step with one session.",
+        f"and {1e3 * DraftingCost(draft_step_on(cell.profile, profile.costs.norm)).step_s:.1f} ms for a step of one "
+        "session.",
         f"Acceptance and draft statistics: recorded traces of the {cell.draft} draft of the default pair, "
         f"{load_ring(cell.draft).acceptance:.3f} of its tokens agree. They are a stand-in for a draft of the target.",
         f"Devices: {cell.name}; in equal shares of their kinds, speeds with 15 % spread, at times throttled to half.",
@@ -71,11 +73,6 @@ def assumptions(cell: Cell, timing: Timing, seeds: Sequence[int]) -> list[str]:
         "Settings of each system are swept on the first seed, of wisp with and without a draft model on the server.",
         "Simulated: the real scheduler, engine, controller and sessions; only link, draft step and pass are modelled.",
     ]
-
-
-def _draft_step_s(cell: Cell) -> float:
-    step = Estimator(draft_step_on(cell.profile, find_profile(cell.profile).costs.norm))
-    return float(step.predict(EMPTY_PASS + item_features(256.0, 1.0, 1.0)))
 
 
 def goodput_ceiling(cell: Cell, timing: Timing) -> float:

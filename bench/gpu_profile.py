@@ -108,7 +108,8 @@ def knows_draft_step(profile: str) -> bool:
 
 
 def _measured_step(profile: str) -> Path:
-    return FOLDER / f"{profile.partition('-')[0]}-{QWEN3_06B.name.lower()}.json"
+    device = Path(profile).name.partition("-")[0]
+    return FOLDER / f"{device}-{QWEN3_06B.name.lower()}.json"
 
 
 def kv_tokens(llm: Llm = QWEN3_32B, gpu: Gpu = A100, draft: Llm | None = None, draft_share: float = 1.0) -> int:

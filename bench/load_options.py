@@ -62,7 +62,7 @@ def add_load_arguments(parser: argparse.ArgumentParser) -> None:
     add("--jitter", type=not_negative_float, default=0.0, metavar="MS", help="on each way, ms [%(default)s]")
     add("--slo", type=positive_float, default=1.0, metavar="X", help="factor on the tpot of all classes [%(default)s]")
     add("--timed", action=argparse.BooleanOptionalAction, default=False,
-        help="sessions start at the pace of their SLO, whatever happened before; else behind the device's last one")
+        help="sessions start at the pace of their SLO, whatever happened before; else behind the last one")  # fmt: skip
     add("--think", type=not_negative_float, default=0.0, metavar="S",
         help="mean pause between a device's sessions [%(default)s]")  # fmt: skip
     add("--stagger", type=not_negative_float, default=20.0, metavar="S",

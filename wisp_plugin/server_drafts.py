@@ -110,7 +110,7 @@ class ServerDrafts:
     def _values(self, c: Candidates, members: Ints) -> Floats:
         """What a token counts for each of the members, `[M]`."""
         value = np.where(c.is_lost[members] > 0, _PARAMETERS.lost_value, 1.0)
-        return value if len(c) <= FEW_SESSIONS else value * draft_weights(c.only(members), _PARAMETERS)
+        return value if len(c) <= FEW_SESSIONS else value * draft_weights(c, _PARAMETERS, members)
 
     def note(self, drafting_s: float) -> None:
         """Before the newest pass the server drafted for so long, with what its model had to catch up with."""

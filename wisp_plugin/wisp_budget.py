@@ -27,7 +27,7 @@ from wisp_plugin.wisp_parameters import WispParameters
 
 _MEMORY_S = 10.0  # passes are remembered so long
 _FIRST_TOKENS = (50.0, 25.0)  # new and committed, until there were passes
-_LEAST_TURN_S = 1e-3
+_LEAST_TURN_S = 1e-3  # of the target, however long the server drafts
 _ROUNDS = 3  # towards a pass that takes as long as its own work asks for
 _SIZES: Floats = np.geomspace(8.0, 4096.0, 37)  # new tokens of a pass that are looked at
 
@@ -71,7 +71,8 @@ class PassBudget:
         """The budget for candidates of which there is at least one."""
         runs = np.flatnonzero(~is_prefill & (c.is_lost == 0))
         work = self._work(c.num_cached[runs] if len(runs) else c.num_cached)
-        longest_s = self._longest_s(work)
+        with_chunk_s = self._with_chunk_s(work)
+        longest_s = max(with_chunk_s, self._longest_s(work))
         if not len(runs):
             return Budget(longest_s)
         tokens_per_turn = self._tokens_per_turn(c, runs)
@@ -84,7 +85,7 @@ class PassBudget:
         if c.tpot_s[runs][is_helped].min() >= longest_s:
             return Budget(longest_s, needs_drafts=False)
         seconds = max(pace_s, float(turn_s[is_helped].min()))
-        if is_prefill.any() and seconds < (with_chunk_s := self._with_chunk_s(work)):
+        if is_prefill.any() and seconds < with_chunk_s:
             regained_s = self._regained_s(turn_s - pace_s, c.num_left[runs] / tokens_per_turn)
             seconds = max(seconds, min(float((turn_s + regained_s)[is_helped].min()), with_chunk_s))
         return Budget(seconds)
@@ -96,15 +97,13 @@ class PassBudget:
 
     def _longest_s(self, work: _Work) -> float:
         """Seconds of the shortest pass that longer ones save hardly anything against: all but `least_saving` of it is
-        what its tokens would cost if nothing came with them. With room for a chunk of prefill beside the own tokens,
-        and for a few thousand tokens at most."""
+        what its tokens would cost if nothing came with them. With room for a few thousand tokens at most."""
         num_own, own = len(work.own), work.empty + work.own.sum(axis=0)
-        with_chunk_s = self._with_chunk_s(work)
         beside = np.maximum(own - num_own * work.token, 0.0)
         seconds = self._estimator.seconds(beside + _SIZES[:, None] * work.token)
         spent = _SIZES * float(self._estimator.seconds(work.token)) / seconds  # rises with the size
         enough = np.searchsorted(spent, 1.0 - self._parameters.least_saving)
-        return max(with_chunk_s, float(seconds[min(int(enough), len(_SIZES) - 1)]))
+        return float(seconds[min(int(enough), len(_SIZES) - 1)])
 
     def _with_chunk_s(self, work: _Work) -> float:
         """Seconds of a pass with everybody's own token and the smallest chunk of prefill."""
