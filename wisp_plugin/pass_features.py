@@ -28,7 +28,7 @@ def predict_pass(estimator: Estimator, c: Candidates, choice: Choice, drafting_s
     if not len(choice.members):
         return 0.0, 0.0
     features = choice_features(c, choice)
-    predicted_s = float(estimator.predict(features)) + drafting_s
+    predicted_s = estimator.pass_s(estimator.work(features)) + drafting_s
     one_more = token_features(features[5] / len(choice.members))
     per_s = float(expected_tokens(c, choice).sum()) / predicted_s
     return predicted_s, per_s * float(one_more @ estimator.gradient(features))

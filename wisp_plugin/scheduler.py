@@ -165,12 +165,12 @@ class Scheduler:
         )
 
     def _items(self, candidates: Candidates, choice: Choice) -> tuple[PassItem, ...]:
-        sessions = self._roster.sessions
-        rows = candidates.rows[choice.members].tolist()
-        columns: list[Sequence[object]] = [choice.num_committed.tolist(), choice.num_drafts.tolist(), choice.reasons]
-        if choice.num_to_draft is not None:
-            columns.append(choice.num_to_draft.tolist())
-        return tuple([sessions[row].pass_item(*part) for row, *part in zip(rows, *columns, strict=True)])
+        sessions = [self._roster.sessions[row] for row in candidates.rows[choice.members].tolist()]
+        own = [0] * len(sessions) if choice.num_to_draft is None else choice.num_to_draft.tolist()
+        parts = zip(
+            sessions, choice.num_committed.tolist(), choice.num_drafts.tolist(), choice.reasons, own, strict=True
+        )
+        return tuple([session.pass_item(new, drafts, reason, more) for session, new, drafts, reason, more in parts])
 
     def _without_twins(self, candidates: Candidates, choice: Choice) -> Choice:
         """Without prefills that would compute the same block as another one of this pass: they share it afterwards."""

@@ -135,7 +135,7 @@ class ServerDrafts:
         reached, tokens = before.work + work.cumsum(axis=0), before.tokens + gain.cumsum()
         seconds = self._target.seconds(reached) + step_s
         last = int((tokens / (seconds + before.drafting_s)).argmax())
-        pass_s = float(self._target.seconds(before.work))
+        pass_s = self._target.pass_s(before.work)
         per_s = before.tokens / (pass_s + before.drafting_s)
         if tokens[last] - before.tokens <= before.least_gain * per_s * (seconds[last] - pass_s):
             return None

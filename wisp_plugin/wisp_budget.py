@@ -101,14 +101,14 @@ class PassBudget:
         num_own, own = len(work.own), work.empty + work.own.sum(axis=0)
         beside = np.maximum(own - num_own * work.token, 0.0)
         seconds = self._estimator.seconds(beside + _SIZES[:, None] * work.token)
-        spent = _SIZES * float(self._estimator.seconds(work.token)) / seconds  # rises with the size
+        spent = _SIZES * self._estimator.pass_s(work.token) / seconds  # rises with the size
         enough = np.searchsorted(spent, 1.0 - self._parameters.least_saving)
         return float(seconds[min(int(enough), len(_SIZES) - 1)])
 
     def _with_chunk_s(self, work: _Work) -> float:
         """Seconds of a pass with everybody's own token and the smallest chunk of prefill."""
         own = work.empty + work.own.sum(axis=0)
-        return float(self._estimator.seconds(own + self._parameters.prefill_tokens * work.token))
+        return self._estimator.pass_s(own + self._parameters.prefill_tokens * work.token)
 
     def _tokens_per_turn(self, c: Candidates, runs: Ints) -> Floats:
         """Committed tokens per turn; of a session that has had few turns at least what the others have usually, or each
@@ -133,5 +133,5 @@ class PassBudget:
         for _ in range(_ROUNDS):
             shares = np.minimum(1.0, pace_s / turn_s)
             num_further = max(0.0, new_per_s * pace_s - float(shares.sum()))
-            pace_s = float(self._estimator.seconds(work.empty + shares @ work.own + num_further * work.token))
+            pace_s = self._estimator.pass_s(work.empty + shares @ work.own + num_further * work.token)
         return pace_s

@@ -28,7 +28,7 @@ def will_be_late(c: Candidates, is_prefill: Bools, estimator: Estimator, now_s: 
     waiting = np.flatnonzero(is_prefill & ~result & (c.is_lost == 0))  # lost ones come last, and take no time before
     if not len(waiting):
         return result
-    token_s = float(estimator.seconds(estimator.work(token_features(c.num_cached.mean()))))
+    token_s = estimator.pass_s(estimator.work(token_features(c.num_cached.mean())))
     paces = 1.0 / c.tpot_s[~is_prefill & (c.is_lost == 0)]
     share = max(_LEAST_SHARE, 1.0 - float(paces.sum()) * token_s)
     waiting = waiting[c.needed_s[waiting].argsort(kind="stable")]

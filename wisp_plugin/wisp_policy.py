@@ -118,7 +118,7 @@ class Wisp:
         c = c if len(rows) == len(c) else c.only(rows)
         num_uncached = np.minimum(c.num_uncached, self._chunk_tokens)
         own_work = self._estimator.work(item_features(c.num_cached, num_uncached, 1.0))
-        everyone_s = float(self._estimator.seconds(self._empty_work + own_work.sum(axis=0)))
+        everyone_s = self._estimator.pass_s(self._empty_work + own_work.sum(axis=0))
         slack_s = c.needed_s - now_s - everyone_s
         need_s = np.where(c.is_lost > 0, np.inf, now_s + slack_s - p.need_tokens * c.tpot_s)
         # Nobody's need is older than its last turn: those who are hopelessly behind starve nobody.
@@ -178,7 +178,7 @@ class Wisp:
         work = self._empty_work + needs.own_work.sum(axis=0)
         draft_work = self._estimator.work(token_features(c.num_cached.mean()))
         token_s = float(self._estimator.weights(work) @ draft_work)
-        return bool(waits_for_drafts(c, now_s, float(self._estimator.seconds(work)), token_s).all())
+        return bool(waits_for_drafts(c, now_s, self._estimator.pass_s(work), token_s).all())
 
     def _is_idle(self, c: Candidates, needs: Needs) -> bool:
         """True if there is nobody to save server time for: hardly any sessions, or hardly any load of some."""
@@ -198,7 +198,7 @@ class Wisp:
         period_s = c.tpot_s * c.tokens_per_turn
         rhythm_s = float(period_s.min())
         work = self._empty_work + (rhythm_s / period_s) @ own_work
-        return float(self._estimator.seconds(work)) / rhythm_s
+        return self._estimator.pass_s(work) / rhythm_s
 
     def fill(self, offers: Offers) -> tuple[Ints, Floats]:
         """Levels taken of each session, int `[S]` (0: not in the pass), and the work of the pass `[2]`."""

@@ -60,7 +60,7 @@ class WispPrefill:
         p = self._parameters
         if len(rows) == len(c):
             return math.inf
-        turns_s = float(self._estimator.seconds(work))
+        turns_s = self._estimator.pass_s(work)
         # An old session computes again what it has lost: its age is no time that its SLO allows for that.
         allowed_s = np.minimum(c.needed_s[rows] - c.opened_s[rows], _MOST_ALLOWED_S)
         pace_s = np.maximum(c.opened_s[rows] + p.prefill_haste * allowed_s - now_s, 0.0)

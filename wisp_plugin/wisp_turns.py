@@ -83,7 +83,7 @@ class Turns:
             return num_drafts
         own = self._estimator.work(EMPTY_PASS) + self._own(c, np.minimum(num_uncached, 1.0)).sum(axis=0)
         token = self._estimator.work(token_features(c.num_cached.mean()))
-        price = len(c) / float(self._estimator.seconds(own)) * float(self._estimator.weights(own) @ token)
+        price = len(c) / self._estimator.pass_s(own) * float(self._estimator.weights(own) @ token)
         return self._valuable(c, value, price, num_drafts)
 
     def _valuable(self, c: Candidates, value: Floats, least_value: float, num_drafts: Floats) -> Floats:
@@ -97,7 +97,7 @@ class Turns:
         if len(c) > self._config.max_pass_sessions or num_new.sum() > self._config.max_pass_tokens:
             return False
         features = item_features(c.num_cached, num_new, 1.0 + num_drafts).sum(axis=0)
-        return float(self._estimator.predict(EMPTY_PASS + features)) <= budget_s
+        return self._estimator.pass_s(self._estimator.work(EMPTY_PASS + features)) <= budget_s
 
     def _own(self, c: Candidates, num_uncached: Floats) -> Floats:
         return self._estimator.work(item_features(c.num_cached, num_uncached, 1.0))
