@@ -6,7 +6,7 @@ cells_lost_*                      cells below 0.97, with the ratio and the best 
 *_vs_centralized_median, _share   over cells where centralized holds at least 16 devices: median, and share of cells
                                   in which the published ratio holds; likewise `sled`
 *_vs_SYSTEM_gm                    geometric mean over cells in which that system has anything; 0 if WISP has nothing in
-                                  one of them
+                                  one of them; against WISP as published also by the speed of devices
 
 tpot is in unloaded passes: one class per cell. Without `--full`: 12 cells, few settings of each system, one seed. A
 system in a finished cell is a JSON line in `--state`; with the same file a stopped run goes on. The corners of the
