@@ -31,10 +31,12 @@ TIGHT_S, LOOSE_S = 0.014, 1.0
 LONGEST_S = 0.01 / P.least_saving  # of which a pass of LINEAR costs loses no more than that share
 
 
-def take(c: Candidates, budget_s: float, must_s: Any = math.inf, needs_drafts: bool = True, **config: Any) -> Choice:
+def take(
+    c: Candidates, budget_s: float, must_s: Any = math.inf, draft_price: float | None = None, **config: Any
+) -> Choice:
     is_prefill = c.num_uncached > min(P.prefill_tokens, make_config(**config).max_pass_tokens)
     turns = Turns(make_config(**config), Estimator(LINEAR), P)
-    return turns.choose(c, is_prefill, np.full(len(c), must_s, np.float64), NOW_S, Budget(budget_s, needs_drafts))
+    return turns.choose(c, is_prefill, np.full(len(c), must_s, np.float64), NOW_S, Budget(budget_s, draft_price))
 
 
 def seconds_of(c: Candidates, choice: Choice) -> float:
@@ -66,30 +68,30 @@ class TestBudget:
     def test_who_cannot_be_helped_sets_no_budget(self) -> None:
         budget = PassBudget(Estimator(LINEAR), P)
         nobody = np.zeros(3, bool)
-        assert LONGEST_S <= budget.of(make_candidates(3, tpot_s=0.5 * 0.01), nobody).seconds < 1.2 * LONGEST_S
+        assert LONGEST_S <= budget.of(make_candidates(3, tpot_s=0.5 * 0.01), nobody, NOW_S).seconds < 1.2 * LONGEST_S
         lost = make_candidates(3, tpot_s=[TIGHT_S, 0.05, 0.05], is_lost=[1.0, 0.0, 0.0])
-        assert budget.of(lost, nobody).seconds == pytest.approx(0.05)
+        assert budget.of(lost, nobody, NOW_S).seconds == pytest.approx(0.05)
         one_hopeless = make_candidates(3, tpot_s=[0.005, TIGHT_S, LOOSE_S])
-        assert budget.of(one_hopeless, nobody).seconds == pytest.approx(TIGHT_S)
-        assert LONGEST_S <= budget.of(lost, ~nobody).seconds < 1.2 * LONGEST_S
+        assert budget.of(one_hopeless, nobody, NOW_S).seconds == pytest.approx(TIGHT_S)
+        assert LONGEST_S <= budget.of(lost, ~nobody, NOW_S).seconds < 1.2 * LONGEST_S
 
     def test_newcomers_are_expected_to_get_what_others_get(self) -> None:
         budget, nobody = PassBudget(Estimator(LINEAR), P), np.zeros(3, bool)
         some = make_candidates(3, tpot_s=TIGHT_S, tokens_per_turn=[1.0, 3.0, 4.0], num_turns=[2, 50, 60])
-        assert budget.of(some, nobody).seconds == pytest.approx(3.0 * TIGHT_S)
+        assert budget.of(some, nobody, NOW_S).seconds == pytest.approx(3.0 * TIGHT_S)
         slow = make_candidates(3, tpot_s=TIGHT_S, tokens_per_turn=[1.0, 3.0, 4.0], num_turns=50)
-        assert budget.of(slow, nobody).seconds == pytest.approx(TIGHT_S)
+        assert budget.of(slow, nobody, NOW_S).seconds == pytest.approx(TIGHT_S)
         all_young = make_candidates(3, tpot_s=TIGHT_S, tokens_per_turn=[1.0, 3.0, 4.0], num_turns=1)
-        assert budget.of(all_young, nobody).seconds == pytest.approx(TIGHT_S)
+        assert budget.of(all_young, nobody, NOW_S).seconds == pytest.approx(TIGHT_S)
 
     def test_drafting_on_the_server_is_part_of_what_is_borne(self) -> None:
         budget, nobody = PassBudget(Estimator(LINEAR), P), np.zeros(3, bool)
         c = make_candidates(3, tpot_s=0.02, tokens_per_turn=2.0, num_turns=50)
-        assert budget.of(c, nobody).seconds == pytest.approx(0.04)
-        assert budget.of(replace(c, drafting_s=0.012), nobody).seconds == pytest.approx(0.028)
+        assert budget.of(c, nobody, NOW_S).seconds == pytest.approx(0.04)
+        assert budget.of(replace(c, drafting_s=0.012), nobody, NOW_S).seconds == pytest.approx(0.028)
         one = c.only(np.array([1]))
-        assert budget.of(replace(one, drafting_s=0.012), nobody[:1]).seconds == pytest.approx(0.028)
-        much, more = (budget.of(replace(c, drafting_s=seconds), nobody).seconds for seconds in (0.03, 9.0))
+        assert budget.of(replace(one, drafting_s=0.012), nobody[:1], NOW_S).seconds == pytest.approx(0.028)
+        much, more = (budget.of(replace(c, drafting_s=seconds), nobody, NOW_S).seconds for seconds in (0.03, 9.0))
         assert 0.01 < more <= much < 0.028  # nobody is given up for it, and passes do not become longer
 
     def test_a_prompt_gets_a_chunk_from_who_will_be_ahead(self) -> None:
@@ -98,7 +100,7 @@ class TestBudget:
 
         def budget_s(num_left: float, num_prefill: int = 1) -> float:
             c = make_candidates(4, tpot_s=0.044, num_left=num_left, num_uncached=[1.0, 1.0, 1.0, 300.0])
-            return PassBudget(estimator, P).of(c, np.arange(4) >= 4 - num_prefill).seconds
+            return PassBudget(estimator, P).of(c, np.arange(4) >= 4 - num_prefill, NOW_S).seconds
 
         assert budget_s(0.0) == pytest.approx(0.044)
         assert budget_s(100.0) == pytest.approx(0.04 + 3e-4 * (3 + P.prefill_tokens))
@@ -108,18 +110,18 @@ class TestBudget:
         """Twenty sessions at 14 ms per token: decoding alone fits; with four prompt tokens to each it does not."""
         c = make_candidates(20, tpot_s=TIGHT_S)
         budget, nobody = PassBudget(Estimator(LINEAR), P), np.zeros(20, bool)
-        assert budget.of(c, nobody).seconds == pytest.approx(TIGHT_S, rel=0.02)
+        assert budget.of(c, nobody, NOW_S).seconds == pytest.approx(TIGHT_S, rel=0.02)
         prompts = Choice(np.arange(20), np.full(20, 4), np.zeros(20, np.int64), (TURN,) * 20)
         for step in range(50):
             budget.note(make_candidates(20, num_uncached=4.0), prompts, NOW_S + 0.1 * step)
-        assert LONGEST_S <= budget.of(c, nobody).seconds < 1.2 * LONGEST_S
+        assert LONGEST_S <= budget.of(c, nobody, NOW_S).seconds < 1.2 * LONGEST_S
 
     @pytest.mark.parametrize("norm", [1.0, 4.0])
     def test_no_pass_is_longer_than_what_saves_time(self, norm: float) -> None:
         """All but a tenth of the longest pass is what its tokens cost anyway, whatever has been seen of prompts."""
         estimator = Estimator(Costs((0.03, 0, 0, 0, 0, 1e-8), (0.0, 0, 3e-4, 0, 0, 0), norm))
         c = make_candidates(40, num_cached=300.0, tpot_s=0.02)
-        budget_s = PassBudget(estimator, P).of(c, np.ones(40, bool)).seconds
+        budget_s = PassBudget(estimator, P).of(c, np.ones(40, bool), NOW_S).seconds
         features = item_features(c.num_cached, np.ones(40), 1.0).sum(axis=0) + EMPTY_PASS
         sizes = np.arange(1.0, 5000.0)
         seconds = estimator.predict(features + (sizes - 40)[:, None] * token_features(300.0))
@@ -130,7 +132,7 @@ class TestBudget:
         prompts = Choice(np.arange(40), np.full(40, 90), np.zeros(40, np.int64), (TURN,) * 40)
         for step in range(50):
             burst.note(make_candidates(40, num_uncached=100.0), prompts, NOW_S + 0.1 * step)
-        assert burst.of(c, np.zeros(40, bool)).seconds == pytest.approx(budget_s)
+        assert burst.of(c, np.zeros(40, bool), NOW_S).seconds == pytest.approx(budget_s)
 
     def test_a_burst_leaves_the_tight_ones_helped(self) -> None:
         """Whatever the mean pass at everybody's pace comes to, passes stay as long as is useful."""
@@ -139,19 +141,40 @@ class TestBudget:
         for step in range(50):  # 1.5 times what fits: mean passes would be longer than the tightest bears
             prompt = Choice(np.array([0]), np.array([40]), np.array([0]), (TURN,))
             budget.note(make_candidates(1, num_uncached=40.0), prompt, NOW_S + 0.1 * step)
-        assert budget.of(c, nobody).seconds == pytest.approx(2.4 * 0.05)
+        assert budget.of(c, nobody, NOW_S).seconds == pytest.approx(2.4 * 0.05)
 
     def test_a_pass_has_room_for_a_chunk_beside_the_own_tokens(self) -> None:
         dear = Estimator(Costs((0.0, 0, 0, 0, 0, 0), (0.002, 0, 0.01, 0, 0, 0)))  # 2 ms a pass, 10 ms a token
         c = make_candidates(10, tpot_s=0.4)
-        assert PassBudget(dear, P).of(c, np.zeros(10, bool)).seconds == pytest.approx(0.002 + 0.01 * (10 + 16))
+        assert PassBudget(dear, P).of(c, np.zeros(10, bool), NOW_S).seconds == pytest.approx(0.002 + 0.01 * (10 + 16))
 
     def test_who_needs_no_drafts_gets_no_longer_passes_for_them(self) -> None:
         budget, nobody = PassBudget(Estimator(LINEAR), P), np.zeros(3, bool)
         loose = make_candidates(3, tpot_s=LOOSE_S, tokens_per_turn=5.0, num_turns=50)
-        assert LONGEST_S <= budget.of(loose, nobody).seconds < 1.2 * LONGEST_S
+        assert LONGEST_S <= budget.of(loose, nobody, NOW_S).seconds < 1.2 * LONGEST_S
         one_tighter = make_candidates(3, tpot_s=[0.09, LOOSE_S, LOOSE_S], tokens_per_turn=5.0, num_turns=50)
-        assert budget.of(one_tighter, nobody).seconds == pytest.approx(5.0 * 0.09)
+        assert budget.of(one_tighter, nobody, NOW_S).seconds == pytest.approx(5.0 * 0.09)
+
+    def test_where_nobody_needs_drafts_passes_are_alike(self) -> None:
+        """With eight prompt tokens to each committed one, 20 sessions bring 180 new tokens: passes have a few more."""
+        estimator = Estimator(Costs((0.03, 0, 0, 0, 0, 0), (0.0, 0, 3e-4, 0, 0, 0), norm=4.0))
+        c = make_candidates(20, tpot_s=0.2, num_turns=50, needed_s=NOW_S + 1.0)
+        budget, nobody = PassBudget(estimator, P), np.zeros(20, bool)
+        for step in range(400):
+            prompts = Choice(np.arange(20), np.full(20, 120), np.zeros(20, np.int64), (TURN,) * 20)
+            decodes = Choice(np.arange(20), np.full(20, 1), np.zeros(20, np.int64), (TURN,) * 20)
+            own, others = make_candidates(20, num_uncached=1.0), make_candidates(20, num_uncached=200.0)
+            budget.note(*((others, prompts) if step % 15 == 0 else (own, decodes)), NOW_S + 0.05 * step)
+        found = budget.of(c, nobody, NOW_S)
+        ratio = budget._num_new / budget._num_committed
+        assert ratio == pytest.approx(9.5, rel=0.1)
+        num_new = np.array([1.0, P.level_margin]) * 20 * ratio
+        level_s, longer_s = ((0.03**4 + (3e-4 * num_new) ** 4) ** 0.25).tolist()
+        assert found.seconds == pytest.approx(longer_s)
+        assert not found.needs_drafts
+        token_s = 3e-4 * (3e-4 * num_new[0] / level_s) ** 3
+        price = token_s / ((level_s - 20 * (ratio - 1.0) * token_s) / 20)
+        assert found.draft_price == pytest.approx(P.draft_margin * price, rel=1e-6)
 
     def test_passes_are_forgotten_and_empty_ones_are_none(self) -> None:
         budget = PassBudget(Estimator(LINEAR), P)
@@ -183,7 +206,7 @@ class TestDraftWeights:
         """Drafts that are alike: all of the poorest session, none of the richest one; of nobody if nobody needs any."""
         c = make_candidates(3, [[0.45, 0.3]] * 3, tpot_s=[0.02, 0.05, 0.2])
         assert take(c, 0.0108).num_drafts.tolist() == [2, 1, 0]
-        assert take(c, 0.0108, needs_drafts=False).num_drafts.tolist() == [0, 0, 0]
+        assert take(c, 0.0108, draft_price=0.5).num_drafts.tolist() == [0, 0, 0]
 
 
 class TestOrder:
@@ -213,11 +236,21 @@ class TestOrder:
         assert parts(take(c, 1.0)) == [(0, 1, 2), (1, 1, 2)]
         assert parts(take(c, 0.01045)) == [(0, 1, 1), (1, 1, 1)]
 
-    def test_where_nobody_needs_drafts_only_likely_ones_take_anothers_place(self) -> None:
+    def test_where_nobody_needs_drafts_only_those_worth_their_price_take_part(self) -> None:
         c = make_candidates(3, [0.9, 0.5], needed_s=[1.01, 1.02, 1.03], tpot_s=0.1)
-        assert parts(take(c, 0.0106, needs_drafts=False)) == [(0, 1, 1), (1, 1, 1), (2, 1, 1)]
+        assert parts(take(c, 0.0106, draft_price=0.6)) == [(0, 1, 1), (1, 1, 1), (2, 1, 1)]
         assert parts(take(c, 0.0106)) == [(0, 1, 2), (1, 1, 2)]
-        assert parts(take(c, 1.0, needs_drafts=False)) == [(0, 1, 2), (1, 1, 2), (2, 1, 2)]
+        assert parts(take(c, 1.0, draft_price=0.6)) == [(0, 1, 1), (1, 1, 1), (2, 1, 1)]
+        assert parts(take(c, 1.0, draft_price=0.4)) == [(0, 1, 2), (1, 1, 2), (2, 1, 2)]
+
+    def test_where_nobody_needs_drafts_prompts_with_time_take_what_is_left(self) -> None:
+        """Running sessions that are far ahead come before a prompt, until it is due within a few passes."""
+        late_s, soon_s = NOW_S + 9.0, NOW_S + 0.9 * P.first_token_passes * 0.01235
+        c = make_candidates(3, num_uncached=[1, 200, 1], needed_s=[30.0, late_s, 30.0], num_cached=[9.0, 0.0, 9.0])
+        assert parts(take(c, 0.01235, draft_price=0.6)) == [(0, 1, 0), (1, 21, 0), (2, 1, 0)]
+        urgent = replace(c, needed_s=np.array([30.0, soon_s, 30.0]))
+        assert parts(take(urgent, 0.01235, draft_price=0.6)) == [(1, 23, 0)]
+        assert parts(take(c, 0.01235)) == [(1, 23, 0)]
 
     def test_a_prompt_behind_which_another_would_be_late_comes_later(self) -> None:
         """Of 400 and 100 prompt tokens, due in 40 ms, 50 ms: 0.1 ms each."""

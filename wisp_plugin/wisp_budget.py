@@ -7,8 +7,13 @@ costs beside its tokens is a small share of it then, and a burst of prompts is n
 bears. Sessions that bear less than this are beyond help and count no more. Of the others the one that bears least sets
 the budget; where it has no room for a chunk of a prompt, with what that session will win back in its turns left, as an
 SLO asks for a mean. So passes are as long as they may be, and all alike: a long pass costs the tightest more than a
-short one gives back. Where all keep the pace with their own token of every pass, passes are no longer than those that
-save time, and drafts are a matter of what is left.
+short one gives back.
+
+Where all keep the pace with their own token of every pass, passes are alike for another reason: reading and computing
+overlap, so a pass full of prompts and one without take longer together than two that share them. Such a pass has the
+new tokens that come with what it commits, and a few more, so that prompts do not queue up; and no longer than sessions
+bear with what they are ahead. A draft token that is right saves another pass and not the prompts that come along: it
+has to be as likely as its time is to that of a committed token, prompts apart.
 
 New tokens per committed one (prompts and rejected drafts are in it) are those of the last passes.
 """
@@ -26,7 +31,7 @@ from wisp_plugin.roster import Bools, Candidates, Floats, Ints
 from wisp_plugin.wisp_parameters import WispParameters
 
 _MEMORY_S = 10.0  # passes are remembered so long
-_FIRST_TOKENS = (50.0, 25.0)  # new and committed, until there were passes
+_FIRST_TOKENS = (50.0, 25.0, 25.0)  # new, of prompts, and committed, until there were passes
 _LEAST_TURN_S = 1e-3  # of the target, however long the server drafts
 _ROUNDS = 3  # towards a pass that takes as long as its own work asks for
 _SIZES: Floats = np.geomspace(8.0, 4096.0, 37)  # new tokens of a pass that are looked at
@@ -34,10 +39,18 @@ _SIZES: Floats = np.geomspace(8.0, 4096.0, 37)  # new tokens of a pass that are 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How long the next pass may take. `needs_drafts`: some session does not keep its pace with own tokens alone."""
+    """How long the next pass may take.
+
+    `draft_price`: how likely a draft token has to be; None: some session does not keep its pace with own tokens alone.
+    """
 
     seconds: float
-    needs_drafts: bool = True
+    draft_price: float | None = None
+
+    @property
+    def needs_drafts(self) -> bool:
+        """Whether some session needs drafts to keep its pace."""
+        return self.draft_price is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +68,7 @@ class PassBudget:
     def __init__(self, estimator: Estimator, parameters: WispParameters) -> None:
         self._estimator = estimator
         self._parameters = parameters
-        self._num_new, self._num_committed = _FIRST_TOKENS
+        self._num_new, self._num_prompt, self._num_committed = _FIRST_TOKENS
         self._noted_s = 0.0
 
     def note(self, c: Candidates, choice: Choice, now_s: float) -> None:
@@ -64,10 +77,11 @@ class PassBudget:
             return
         kept = math.exp((self._noted_s - now_s) / _MEMORY_S)
         self._num_new = kept * self._num_new + float(choice.num_committed.sum() + choice.num_drafts.sum())
+        self._num_prompt = kept * self._num_prompt + float(choice.num_committed[choice.num_committed > 1].sum())
         self._num_committed = kept * self._num_committed + float(expected_tokens(c, choice).sum())
         self._noted_s = now_s
 
-    def of(self, c: Candidates, is_prefill: Bools) -> Budget:
+    def of(self, c: Candidates, is_prefill: Bools, now_s: float) -> Budget:
         """The budget for candidates of which there is at least one."""
         runs = np.flatnonzero(~is_prefill & (c.is_lost == 0))
         work = self._work(c.num_cached[runs] if len(runs) else c.num_cached)
@@ -82,11 +96,14 @@ class PassBudget:
         is_helped = worth_s >= self._parameters.lost_pace * pace_s  # nobody is given up because the server drafts
         if not is_helped.any():
             return Budget(longest_s)
+        regained_s = self._regained_s(turn_s - pace_s, c.num_left[runs] / tokens_per_turn)
         if c.tpot_s[runs][is_helped].min() >= longest_s:
-            return Budget(longest_s, needs_drafts=False)
+            spared_s = np.maximum(regained_s, (c.needed_s[runs] - now_s) / self._parameters.spend_passes)
+            borne_s = float((turn_s + spared_s)[is_helped].min())
+            level_s, draft_price = self._level(work, float(tokens_per_turn.sum()))
+            return Budget(max(longest_s, min(level_s, borne_s)), draft_price)
         seconds = max(pace_s, float(turn_s[is_helped].min()))
         if is_prefill.any() and seconds < with_chunk_s:
-            regained_s = self._regained_s(turn_s - pace_s, c.num_left[runs] / tokens_per_turn)
             seconds = max(seconds, min(float((turn_s + regained_s)[is_helped].min()), with_chunk_s))
         return Budget(seconds)
 
@@ -109,6 +126,18 @@ class PassBudget:
         """Seconds of a pass with everybody's own token and the smallest chunk of prefill."""
         own = work.empty + work.own.sum(axis=0)
         return self._estimator.pass_s(own + self._parameters.prefill_tokens * work.token)
+
+    def _level(self, work: _Work, num_committed: float) -> tuple[float, float]:
+        """Seconds of a pass with all new tokens that come with `num_committed`, and the price of a draft token in it:
+        its time in those of a committed token, without what is computed for prompts."""
+        p, estimator = self._parameters, self._estimator
+        own, num_new = work.empty + work.own.sum(axis=0), num_committed * self._num_new / max(self._num_committed, 1.0)
+        level = own + max(0.0, num_new - len(work.own)) * work.token
+        longer = own + max(0.0, p.level_margin * num_new - len(work.own)) * work.token
+        token_s = float(estimator.weights(level) @ work.token)
+        num_prompt = num_committed * self._num_prompt / max(self._num_committed, 1.0)
+        committing_s = max(estimator.pass_s(level) - num_prompt * token_s, _LEAST_TURN_S)
+        return estimator.pass_s(longer), p.draft_margin * token_s * num_committed / committing_s
 
     def _tokens_per_turn(self, c: Candidates, runs: Ints) -> Floats:
         """Committed tokens per turn; of a session that has had few turns at least what the others have usually, or each

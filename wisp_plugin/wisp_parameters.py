@@ -26,9 +26,12 @@ class WispParameters:
     late_first_tokens: float = 20.0  # a first token that will be late queues as if it were needed in so many tpot
     latest_first_tokens: float = 60.0  # at most so many tpot behind its due time: nothing that is new comes before then
     least_survival: float = 0.4  # of a draft token, times its weight, in a pass that has no room for all
-    least_survival_ahead: float = 0.85  # the same where everybody keeps the pace without drafts
     least_draft_weight: float = 0.6  # what a draft token counts for a session whose turns are worth much time
     most_draft_weight: float = 2.0  # and for one whose turns are worth little
+    # Where everybody keeps the pace without drafts
+    level_margin: float = 1.2  # of the new tokens that come with what a pass commits: so many it may have
+    draft_margin: float = 1.15  # so many times its price a draft token has to be worth
+    first_token_passes: float = 6.0  # a prompt comes before running sessions if it is needed in so many passes
     # Prefill
     prefill_tokens: int = 16  # more uncached tokens than this are prefill; the smallest chunk
     prefill_haste: float = 0.5  # share of the time to its first token in which a prefill is to be done

@@ -95,7 +95,7 @@ class Wisp:
         """A pass of a server whose time is scarce."""
         must_s = np.full(len(c), np.inf)
         must_s[needs.rows] = needs.need_s
-        choice = self._turns.choose(c, is_prefill, must_s, now_s, self._budget.of(c, is_prefill))
+        choice = self._turns.choose(c, is_prefill, must_s, now_s, self._budget.of(c, is_prefill, now_s))
         self._budget.note(c, choice, now_s)
         return choice
 

@@ -39,14 +39,16 @@ class Turns:
         num_drafts = np.where(num_uncached < c.num_uncached, 0.0, c.num_buffered)
         # Where nobody needs drafts, what a rejected one costs serves somebody else's own token, whoever's it is.
         p = self._parameters
-        value = c.survival * draft_weights(c, p)[:, None] if budget.needs_drafts else c.survival
-        num_drafts = self._worth(c, value, num_uncached, num_drafts)
+        value, price = c.survival, budget.draft_price
+        if price is None:
+            value = value * draft_weights(c, p)[:, None]
+            price = self._price(c, num_uncached) if num_drafts.any() else 0.0
+        num_drafts = self._valuable(c, value, price, num_drafts)
         if self._fits(c, num_uncached, num_drafts, budget.seconds):
             committed, drafts = num_uncached.astype(np.int64), num_drafts.astype(np.int64)
         else:
-            order = self._order(c, is_prefill, must_s, has_no_room, now_s)
-            least_value = p.least_survival if budget.needs_drafts else p.least_survival_ahead
-            scarce = self._valuable(c, value, least_value, num_drafts)
+            order = self._order(c, is_prefill, must_s, has_no_room, now_s, budget)
+            scarce = self._valuable(c, value, p.least_survival, num_drafts) if budget.needs_drafts else num_drafts
             committed, drafts = self._take(c, order, must, num_uncached, scarce, budget.seconds)
         members = np.flatnonzero(committed)
         kinds = np.where(is_prefill, 2, np.where(must, 1, 0))[members]
@@ -63,31 +65,33 @@ class Turns:
         must[due[fits]] = True
         return must, due[~fits]
 
-    def _order(self, c: Candidates, is_prefill: Bools, must_s: Floats, has_no_room: Ints, now_s: float) -> Ints:
+    def _order(
+        self, c: Candidates, is_prefill: Bools, must_s: Floats, has_no_room: Ints, now_s: float, budget: Budget
+    ) -> Ints:
         """Everybody, in the order of need. A first token that is late, or will be, makes nobody else late, but comes
         before what is far ahead, and does not wait for ever; and nobody overtakes those who would have to take part and
-        have no room."""
+        have no room. Where nobody needs drafts, prompts that have time yet take what running sessions leave."""
         rank = (c.is_lost > 0).astype(np.int64)
         is_late = will_be_late(c, is_prefill, self._estimator, now_s)
         p = self._parameters
         late_s = np.minimum(now_s + p.late_first_tokens * c.tpot_s, c.needed_s + p.latest_first_tokens * c.tpot_s)
         needed_s = np.where(is_late, late_s, c.needed_s)
+        if not budget.needs_drafts:
+            has_time = is_prefill & (needed_s > now_s + p.first_token_passes * budget.seconds)
+            rank = np.where(rank > 0, 2, has_time)
         rank[has_no_room], needed_s[has_no_room] = -1, must_s[has_no_room]
         order: Ints = np.lexsort((needed_s, rank))
         return order
 
-    def _worth(self, c: Candidates, value: Floats, num_uncached: Floats, num_drafts: Floats) -> Floats:
-        """Draft tokens whose `value` `[S, K]` is more than their time costs everybody else; in `sync`, where a device
-        gives up what is not verified, all."""
-        if not num_drafts.any():
-            return num_drafts
+    def _price(self, c: Candidates, num_uncached: Floats) -> float:
+        """What the time of a draft token costs everybody else, in tokens."""
         own = self._estimator.work(EMPTY_PASS) + self._own(c, np.minimum(num_uncached, 1.0)).sum(axis=0)
         token = self._estimator.work(token_features(c.num_cached.mean()))
-        price = len(c) / self._estimator.pass_s(own) * float(self._estimator.weights(own) @ token)
-        return self._valuable(c, value, price, num_drafts)
+        return len(c) / self._estimator.pass_s(own) * float(self._estimator.weights(own) @ token)
 
     def _valuable(self, c: Candidates, value: Floats, least_value: float, num_drafts: Floats) -> Floats:
-        """Of `num_drafts` those with this value at least."""
+        """Of `num_drafts` those with a `value` `[S, K]` of `least_value`; in `sync`, where a device gives up what is
+        not verified, all."""
         valuable = (value >= least_value).sum(axis=1)
         return np.where(c.is_sync > 0, num_drafts, np.minimum(num_drafts, valuable))
 
