@@ -55,10 +55,12 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """Work of an empty pass `[2]`, of each session with its own token `[S, 2]`, of one token more `[2]`."""
+    """Work of an empty pass `[2]`, of each session with its own token `[S, 2]`, of a pass with all of those `[2]`, of
+    one token more `[2]`."""
 
     empty: Floats
     own: Floats
+    everyone: Floats
     token: Floats
 
 
@@ -96,27 +98,29 @@ class PassBudget:
         is_helped = worth_s >= self._parameters.lost_pace * pace_s  # nobody is given up because the server drafts
         if not is_helped.any():
             return Budget(longest_s)
-        regained_s = self._regained_s(turn_s - pace_s, c.num_left[runs] / tokens_per_turn)
+        turns_left = c.num_left[runs] / tokens_per_turn
         if c.tpot_s[runs][is_helped].min() >= longest_s:
+            regained_s = self._regained_s(turn_s - pace_s, turns_left)
             spared_s = np.maximum(regained_s, (c.needed_s[runs] - now_s) / self._parameters.spend_passes)
             borne_s = float((turn_s + spared_s)[is_helped].min())
             level_s, draft_price = self._level(work, float(tokens_per_turn.sum()))
             return Budget(max(longest_s, min(level_s, borne_s)), draft_price)
         seconds = max(pace_s, float(turn_s[is_helped].min()))
         if is_prefill.any() and seconds < with_chunk_s:
+            regained_s = self._regained_s(turn_s - pace_s, turns_left)
             seconds = max(seconds, min(float((turn_s + regained_s)[is_helped].min()), with_chunk_s))
         return Budget(seconds)
 
     def _work(self, num_cached: Floats) -> _Work:
         estimator = self._estimator
         own = estimator.work(item_features(num_cached, np.ones(len(num_cached)), 1.0))
-        return _Work(estimator.work(EMPTY_PASS), own, estimator.work(token_features(num_cached.mean())))
+        empty, token = estimator.work(EMPTY_PASS), estimator.work(token_features(num_cached.mean()))
+        return _Work(empty, own, empty + own.sum(axis=0), token)
 
     def _longest_s(self, work: _Work) -> float:
         """Seconds of the shortest pass that longer ones save hardly anything against: all but `least_saving` of it is
         what its tokens would cost if nothing came with them. With room for a few thousand tokens at most."""
-        num_own, own = len(work.own), work.empty + work.own.sum(axis=0)
-        beside = np.maximum(own - num_own * work.token, 0.0)
+        beside = np.maximum(work.everyone - len(work.own) * work.token, 0.0)
         seconds = self._estimator.seconds(beside + _SIZES[:, None] * work.token)
         spent = _SIZES * self._estimator.pass_s(work.token) / seconds  # rises with the size
         enough = np.searchsorted(spent, 1.0 - self._parameters.least_saving)
@@ -124,16 +128,15 @@ class PassBudget:
 
     def _with_chunk_s(self, work: _Work) -> float:
         """Seconds of a pass with everybody's own token and the smallest chunk of prefill."""
-        own = work.empty + work.own.sum(axis=0)
-        return self._estimator.pass_s(own + self._parameters.prefill_tokens * work.token)
+        return self._estimator.pass_s(work.everyone + self._parameters.prefill_tokens * work.token)
 
     def _level(self, work: _Work, num_committed: float) -> tuple[float, float]:
         """Seconds of a pass with all new tokens that come with `num_committed`, and the price of a draft token in it:
         its time in those of a committed token, without what is computed for prompts."""
         p, estimator = self._parameters, self._estimator
-        own, num_new = work.empty + work.own.sum(axis=0), num_committed * self._num_new / max(self._num_committed, 1.0)
-        level = own + max(0.0, num_new - len(work.own)) * work.token
-        longer = own + max(0.0, p.level_margin * num_new - len(work.own)) * work.token
+        num_new = num_committed * self._num_new / max(self._num_committed, 1.0)
+        level = work.everyone + max(0.0, num_new - len(work.own)) * work.token
+        longer = work.everyone + max(0.0, p.level_margin * num_new - len(work.own)) * work.token
         token_s = float(estimator.weights(level) @ work.token)
         num_prompt = num_committed * self._num_prompt / max(self._num_committed, 1.0)
         committing_s = max(estimator.pass_s(level) - num_prompt * token_s, _LEAST_TURN_S)
