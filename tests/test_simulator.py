@@ -127,6 +127,9 @@ class TestRuns:
             def choose(self, candidates: Candidates, now_s: float) -> Choice:
                 return replace(NOBODY, wake_s=wake_s)
 
+            def note(self, candidates: Candidates, choice: Choice, now_s: float) -> None:
+                assert not len(choice.members)
+
         with pytest.raises(SimulationError, match=complaint):
             simulate(replace(SHORT, policy=lambda config, estimator: Nobody(), drain=True))
 

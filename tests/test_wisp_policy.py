@@ -56,12 +56,12 @@ def test_who_has_waited_longest_is_served_first_when_there_is_not_room_for_all(
     c: Candidates, max_sessions: int, max_tokens: int
 ) -> None:
     """The bound on waiting beside sessions that decode: whoever has waited for `max_hold_s` is overtaken only by those
-    whose last turn was before that, so by each once. (Prefills among themselves go by need.)"""
-    if (c.num_uncached > min(P.prefill_tokens, max_tokens)).all():
-        return
-    has_waited = c.ready_s + P.max_hold_s <= NOW_S
+    whose last turn was before that, so by each once. (Of prefills it holds for the one that has waited longest.)"""
+    is_prefill = c.num_uncached > min(P.prefill_tokens, max_tokens)
+    is_younger = is_prefill & (c.ready_s > np.where(is_prefill, c.ready_s, np.inf).min())
+    has_waited = (c.ready_s + P.max_hold_s <= NOW_S) & ~is_younger
     choice = choose(c, max_pass_sessions=max_sessions, max_pass_tokens=max_tokens)
-    turns = [m for m, reason in zip(choice.members.tolist(), choice.reasons, strict=True) if reason != PREFILL]
+    turns = [m for m in choice.members.tolist() if not is_younger[m]]
     for i in np.flatnonzero(has_waited & ~np.isin(np.arange(len(c)), choice.members)).tolist():
         assert turns
         assert all(c.ready_s[m] <= c.ready_s[i] + P.max_hold_s for m in turns)
@@ -94,9 +94,11 @@ def test_a_long_prefill_is_done_beside_sessions_without_slack() -> None:
 
 
 def test_prefill_alone_takes_the_whole_pass() -> None:
-    c = make_candidates(2, num_cached=0, num_uncached=[700, 90], needed_s=[2.0, 1.5])
+    c = make_candidates(2, num_cached=0, num_uncached=[700, 90], needed_s=[2.0, 1.5], ready_s=NOW_S)
     choice = choose(c, max_pass_tokens=512)
     assert parts(choice) == [(1, 90, 0), (0, 422, 0)]  # who is due first goes first
+    is_late = make_candidates(2, num_uncached=[90, 700], ready_s=[NOW_S - P.max_hold_s, NOW_S], needed_s=[0.5, 1.5])
+    assert parts(choose(is_late, max_pass_tokens=512)) == [(0, 90, 0), (1, 422, 0)]  # but nobody waits for ever
     assert set(choice.reasons) == {PREFILL}
 
 

@@ -166,7 +166,7 @@ class TestBudget:
             own, others = make_candidates(20, num_uncached=1.0), make_candidates(20, num_uncached=200.0)
             budget.note(*((others, prompts) if step % 15 == 0 else (own, decodes)), NOW_S + 0.05 * step)
         found = budget.of(c, nobody, NOW_S)
-        ratio = budget._num_new / budget._num_committed
+        ratio = budget._recent[0] / budget._recent[2]
         assert ratio == pytest.approx(9.5, rel=0.1)
         num_new = np.array([1.0, P.level_margin]) * 20 * ratio
         level_s, longer_s = ((0.03**4 + (3e-4 * num_new) ** 4) ** 0.25).tolist()
@@ -179,11 +179,17 @@ class TestBudget:
     def test_passes_are_forgotten_and_empty_ones_are_none(self) -> None:
         budget = PassBudget(Estimator(LINEAR), P)
         c = make_candidates(2, [0.5, 0.25], num_uncached=[1.0, 40.0])
-        budget.note(c, Choice(np.array([0, 1]), np.array([1, 20]), np.array([2, 0]), (TURN, TURN)), 1e6)
-        assert budget._num_new == pytest.approx(23.0)
-        assert budget._num_committed == pytest.approx(1.75)  # a prefill that goes on commits nothing
-        budget.note(c, Choice(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64), ()), 1e6)
-        assert budget._num_new == pytest.approx(23.0)
+        first = budget._recent.copy()
+        choice = Choice(np.array([0, 1]), np.array([1, 20]), np.array([2, 0]), (TURN, TURN))
+        of_pass = [23.0, 20.0, 1.75]  # a prefill that goes on commits nothing
+        budget.note(c, choice, 1e6)
+        assert budget._recent == pytest.approx(first + of_pass)  # whatever the clock shows
+        budget.note(c, choice, 2e6)
+        assert budget._recent == pytest.approx(first + of_pass)  # behind a pause as at the start
+        budget.note(c, Choice(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64), ()), 2e6 + 5.0)
+        assert budget._recent == pytest.approx(first + of_pass)
+        budget.note(c, choice, 2e6 + 10.0)
+        assert budget._recent == pytest.approx(first + np.multiply(of_pass, 1.0 + math.exp(-1.0)))
 
 
 class TestDraftWeights:

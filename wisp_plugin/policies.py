@@ -70,8 +70,17 @@ class Policy(Protocol):
     def choose(self, candidates: Candidates, now_s: float) -> Choice:
         """At most `max_pass_sessions` members with `max_pass_tokens` new tokens in all; nobody: all are held."""
 
+    def note(self, candidates: Candidates, choice: Choice, now_s: float) -> None:
+        """The next pass is `choice`: what was chosen, less what KV memory, equal prompts and drafting on the server
+        leave out."""
 
-class Continuous:
+
+class _Forgetful:
+    def note(self, candidates: Candidates, choice: Choice, now_s: float) -> None:
+        """See `Policy.note`: what was planned makes no difference."""
+
+
+class Continuous(_Forgetful):
     """Everyone, every pass: running sessions before prefills, in the order in which they became ready.
 
     A prefill that has waited for `prefill_wait_s` queues like a running session; infinite: decodes always come first,
@@ -90,7 +99,7 @@ class Continuous:
         return take_in_order(c, order, self._config, TURN)
 
 
-class Edf:
+class Edf(_Forgetful):
     """Everyone in order of need, drafts included, as far as the pass goes."""
 
     def __init__(self, config: EngineConfig, estimator: Estimator) -> None:
@@ -101,7 +110,7 @@ class Edf:
         return take_in_order(candidates, np.argsort(candidates.needed_s, kind="stable"), self._config, DEADLINE)
 
 
-class Fcfs:
+class Fcfs(_Forgetful):
     """Static batches in order of arrival: fired when one is full, or when its oldest member has waited long enough.
 
     A batch that is not full and not due waits, as in SLED (arXiv 2506.09397).

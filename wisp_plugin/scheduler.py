@@ -5,9 +5,9 @@ prefixes, and tells prediction and price of the result. It is deterministic: equ
 sleeps, draws or measures: time is an argument, so that the simulator drives this very code.
 
 Waiting is bounded but under `edf`, where hopelessly late sessions may fill every pass. `continuous` and `fcfs` order by
-readiness, and being served puts a session behind; `wisp`
-holds nobody for longer than `WispParameters.max_hold_s`, and those who have waited longer are served before all
-others. Under KV pressure see `kv_admission`.
+readiness, and being served puts a session behind; `wisp` holds nobody for longer than `WispParameters.max_hold_s`.
+Who has waited longer is served before all others, but of prompts one in each pass: the longest. Under KV pressure see
+`kv_admission`.
 """
 
 from __future__ import annotations
@@ -152,6 +152,7 @@ class Scheduler:
             choice = drafts.settle(candidates, offered, choice)
         if admission is not None:
             choice = self._fit(candidates, choice, admission)
+        self._policy.note(offered, choice, now_s)
         drafting_s = drafts.seconds(candidates, choice) if drafts else 0.0
         predicted_s, price = predict_pass(self.estimator, offered, choice, drafting_s)
         return BatchPlan(

@@ -4,10 +4,11 @@ A session that is in every pass and gets n tokens from each on average bears pas
 drafts before them. Longer ones cost it its SLO; shorter ones carry less, and what all SLOs ask for, with the prompts
 that come along, has to fit: that takes passes of `pace_s` on average, but never longer ones than save time: what a pass
 costs beside its tokens is a small share of it then, and a burst of prompts is not served quicker by passes that nobody
-bears. Sessions that bear less than this are beyond help and count no more. Of the others the one that bears least sets
-the budget; where it has no room for a chunk of a prompt, with what that session will win back in its turns left, as an
-SLO asks for a mean. So passes are as long as they may be, and all alike: a long pass costs the tightest more than a
-short one gives back.
+bears. Sessions that bear less than this are beyond help. (Nobody counts as asking for more than passes with it alone
+would give, or one impossible SLO would make all others hopeless.) Of the others the one that bears least sets the
+budget; where it has no room for a chunk of a prompt, with what that session will win back in its turns left, as an SLO
+asks for a mean. So passes are as long as they may be, and all alike: a long pass costs the tightest more than a short
+one gives back.
 
 Where all keep the pace with their own token of every pass, passes are alike for another reason: reading and computing
 overlap, so a pass full of prompts and one without take longer together than two that share them. Such a pass has the
@@ -31,7 +32,7 @@ from wisp_plugin.roster import Bools, Candidates, Floats, Ints
 from wisp_plugin.wisp_parameters import WispParameters
 
 _MEMORY_S = 10.0  # passes are remembered so long
-_FIRST_TOKENS = (50.0, 25.0, 25.0)  # new, of prompts, and committed, until there were passes
+_FIRST_TOKENS: Floats = np.array([50.0, 25.0, 25.0])  # new, of prompts, and committed, until there were passes
 _LEAST_TURN_S = 1e-3  # of the target, however long the server drafts
 _ROUNDS = 3  # towards a pass that takes as long as its own work asks for
 _SIZES: Floats = np.geomspace(8.0, 4096.0, 37)  # new tokens of a pass that are looked at
@@ -70,18 +71,26 @@ class PassBudget:
     def __init__(self, estimator: Estimator, parameters: WispParameters) -> None:
         self._estimator = estimator
         self._parameters = parameters
-        self._num_new, self._num_prompt, self._num_committed = _FIRST_TOKENS
-        self._noted_s = 0.0
+        self._recent = _FIRST_TOKENS.copy()
+        self._noted_s: float | None = None
 
     def note(self, c: Candidates, choice: Choice, now_s: float) -> None:
         """`choice` is the next pass: how many new tokens it takes, and how many it is expected to commit."""
         if not len(choice.members):
             return
-        kept = math.exp((self._noted_s - now_s) / _MEMORY_S)
-        self._num_new = kept * self._num_new + float(choice.num_committed.sum() + choice.num_drafts.sum())
-        self._num_prompt = kept * self._num_prompt + float(choice.num_committed[choice.num_committed > 1].sum())
-        self._num_committed = kept * self._num_committed + float(expected_tokens(c, choice).sum())
+        if self._noted_s is not None:
+            # What is forgotten makes place for the first guess: behind a pause a single pass tells little.
+            self._recent += (1.0 - math.exp((self._noted_s - now_s) / _MEMORY_S)) * (_FIRST_TOKENS - self._recent)
+        num_new = choice.num_committed.sum() + choice.all_drafts.sum()
+        num_prompt = choice.num_committed[choice.num_committed > 1].sum()
+        self._recent += (num_new, num_prompt, expected_tokens(c, choice).sum())
         self._noted_s = now_s
+
+    @property
+    def _per_committed(self) -> Floats:
+        """New tokens, and those of prompts, per committed one, lately."""
+        result: Floats = self._recent[:2] / max(float(self._recent[2]), 1.0)
+        return result
 
     def of(self, c: Candidates, is_prefill: Bools, now_s: float) -> Budget:
         """The budget for candidates of which there is at least one."""
@@ -134,13 +143,12 @@ class PassBudget:
         """Seconds of a pass with all new tokens that come with `num_committed`, and the price of a draft token in it:
         its time in those of a committed token, without what is computed for prompts."""
         p, estimator = self._parameters, self._estimator
-        num_new = num_committed * self._num_new / max(self._num_committed, 1.0)
+        num_new, num_prompt = num_committed * self._per_committed
         level = work.everyone + max(0.0, num_new - len(work.own)) * work.token
         longer = work.everyone + max(0.0, p.level_margin * num_new - len(work.own)) * work.token
         token_s = float(estimator.weights(level) @ work.token)
-        num_prompt = num_committed * self._num_prompt / max(self._num_committed, 1.0)
         committing_s = max(estimator.pass_s(level) - num_prompt * token_s, _LEAST_TURN_S)
-        return estimator.pass_s(longer), p.draft_margin * token_s * num_committed / committing_s
+        return estimator.pass_s(longer), min(1.0, p.draft_margin * token_s * num_committed / committing_s)
 
     def _tokens_per_turn(self, c: Candidates, runs: Ints) -> Floats:
         """Committed tokens per turn; of a session that has had few turns at least what the others have usually, or each
@@ -160,7 +168,9 @@ class PassBudget:
     def _pace_s(self, c: Candidates, turn_s: Floats, work: _Work) -> float:
         """Mean seconds of a pass if every session gets just what its SLO asks for: those that run take part as often
         as they have to, and new tokens are as many per committed token as lately."""
-        new_per_s = float((1.0 / c.tpot_s[c.is_lost == 0]).sum()) * self._num_new / max(self._num_committed, 1.0)
+        alone_s = self._estimator.pass_s(work.empty + work.own.min(axis=0))
+        asked_per_s = float((1.0 / np.maximum(c.tpot_s[c.is_lost == 0], alone_s)).sum())
+        new_per_s = asked_per_s * self._per_committed[0]
         pace_s = float(turn_s.min())
         for _ in range(_ROUNDS):
             shares = np.minimum(1.0, pace_s / turn_s)

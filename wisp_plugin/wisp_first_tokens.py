@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from wisp_plugin.estimator import Estimator, token_features
+from wisp_plugin.estimator import EMPTY_PASS, Estimator, token_features
 from wisp_plugin.roster import Bools, Candidates
 
 _LEAST_SHARE = 0.2  # of the server's time, for prompts
@@ -29,7 +29,8 @@ def will_be_late(c: Candidates, is_prefill: Bools, estimator: Estimator, now_s: 
     if not len(waiting):
         return result
     token_s = estimator.pass_s(estimator.work(token_features(c.num_cached.mean())))
-    paces = 1.0 / c.tpot_s[~is_prefill & (c.is_lost == 0)]
+    alone_s = estimator.pass_s(estimator.work(EMPTY_PASS))  # nobody gets tokens more often, whatever its SLO asks for
+    paces = 1.0 / np.maximum(c.tpot_s[~is_prefill & (c.is_lost == 0)], alone_s)
     share = max(_LEAST_SHARE, 1.0 - float(paces.sum()) * token_s)
     waiting = waiting[c.needed_s[waiting].argsort(kind="stable")]
     sizes_s = c.num_uncached[waiting] * (token_s / share)

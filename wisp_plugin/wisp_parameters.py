@@ -25,6 +25,7 @@ class WispParameters:
     young_turns: int = 8  # whoever has had fewer turns is expected to get as many tokens from each as others do
     late_first_tokens: float = 20.0  # a first token that will be late queues as if it were needed in so many tpot
     latest_first_tokens: float = 60.0  # at most so many tpot behind its due time: nothing that is new comes before then
+    latest_first_token_s: float = 10.0  # nor more than this, whatever its tpot
     least_survival: float = 0.4  # of a draft token, times its weight, in a pass that has no room for all
     least_draft_weight: float = 0.6  # what a draft token counts for a session whose turns are worth much time
     most_draft_weight: float = 2.0  # and for one whose turns are worth little

@@ -13,9 +13,12 @@ A server with time to spare, or few sessions, whose speed is what counts; all on
 3. `wisp_prefill`: chunks of prefill, those that are due first, as many tokens as keep every waiting prefill on the
    way to a first token after a fraction of the time that its SLO allows.
 
+A prefill that has waited for `max_hold_s` takes part like those who need a token, with a chunk, one in each pass.
+
 Holding: under load, if nobody needs a token yet and everybody's drafts are on their way, nobody runs until somebody
 needs one. So turns are rich, and passes fewer. Else a few sessions wait for their drafts where that gives each of them
-more tokens per second (`wisp_hold`). Nobody waits for a place for more than `max_hold_s`.
+more tokens per second (`wisp_hold`). Nobody is held for more than `max_hold_s`; then he waits at most
+for those who have waited longer.
 """
 
 from __future__ import annotations
@@ -62,11 +65,10 @@ class Wisp:
             return NOBODY
         self._empty_work = self._estimator.work(EMPTY_PASS)
         is_prefill = candidates.num_uncached > self._chunk_tokens
-        if not is_prefill.all():
-            # One that has waited too long beside others takes part like those who need a token, with a chunk.
-            is_prefill &= candidates.ready_s + self._parameters.max_hold_s > now_s
         has_prefill = bool(is_prefill.any())
         needs = self.needs(candidates, now_s, np.flatnonzero(~is_prefill) if has_prefill else None)
+        if len(needs.rows) and self._expires_s(candidates, is_prefill).min() <= now_s:
+            return self._busy(candidates, needs, is_prefill, now_s)
         held_until_s = self._held_until_s(candidates, needs, now_s)
         if held_until_s is not None:
             choice, work = replace(NOBODY, wake_s=held_until_s), self._empty_work
@@ -76,12 +78,14 @@ class Wisp:
             return self._busy(candidates, needs, is_prefill, now_s)
         return self._prefill.add(candidates, np.flatnonzero(is_prefill), choice, work, now_s) if has_prefill else choice
 
+    def _expires_s(self, c: Candidates, is_prefill: Bools) -> Floats:
+        """When a prefill has waited for too long, `[S]`; infinite for others, whose needs tell that."""
+        return np.where(is_prefill, c.ready_s + self._parameters.max_hold_s, np.inf)
+
     def _spare(self, needs: Needs, is_alone: bool) -> tuple[Choice, Floats]:
         """A pass of a server that has time to spare, and its work; `is_alone`: no prefill waits."""
         offers = self.offers(needs, is_alone)
         taken, work = self.fill(offers)
-        if not is_alone and not offers.value[taken > 0].any() and not needs.needs.any():
-            return NOBODY, self._empty_work
         turns = np.flatnonzero(taken)
         choice = Choice(
             members=needs.rows[turns],
@@ -92,12 +96,16 @@ class Wisp:
         return choice, work
 
     def _busy(self, c: Candidates, needs: Needs, is_prefill: Bools, now_s: float) -> Choice:
-        """A pass of a server whose time is scarce."""
-        must_s = np.full(len(c), np.inf)
+        """A pass of a server whose time is scarce, or one behind which a prefill would have waited for too long: then
+        the one that has waited longest is in, with a chunk."""
+        expires_s = self._expires_s(c, is_prefill)
+        must_s = np.where(expires_s > expires_s.min(), np.inf, expires_s)
         must_s[needs.rows] = needs.need_s
-        choice = self._turns.choose(c, is_prefill, must_s, now_s, self._budget.of(c, is_prefill, now_s))
-        self._budget.note(c, choice, now_s)
-        return choice
+        return self._turns.choose(c, is_prefill, must_s, now_s, self._budget.of(c, is_prefill, now_s))
+
+    def note(self, candidates: Candidates, choice: Choice, now_s: float) -> None:
+        """See `Policy.note`."""
+        self._budget.note(candidates, choice, now_s)
 
     def _drafts_of(self, c: Candidates, offers: Offers, turns: Ints, num_drafts: Ints) -> Ints:
         """Draft tokens of the members: what was taken, but in `sync`, where a device gives up what is not verified,
@@ -123,8 +131,9 @@ class Wisp:
         need_s = np.where(c.is_lost > 0, np.inf, now_s + slack_s - p.need_tokens * c.tpot_s)
         # Nobody's need is older than its last turn: those who are hopelessly behind starve nobody.
         need_s = np.clip(need_s, c.ready_s, c.ready_s + p.max_hold_s)
-        needs = need_s <= now_s if p.holds else np.ones(len(c), bool)
-        return Needs(rows, c, num_uncached, own_work, slack_s, need_s, needs)
+        if not p.holds:
+            need_s = np.minimum(need_s, now_s)
+        return Needs(rows, c, num_uncached, own_work, slack_s, need_s, need_s <= now_s)
 
     def offers(self, needs: Needs, is_alone: bool = True) -> Offers:
         """What sessions offer that need `needs`; `is_alone`: nobody else needs the time of the server, so what is ahead
@@ -191,13 +200,18 @@ class Wisp:
         return self._load_of(c, own_work) < self._parameters.hold_load
 
     def _load_of(self, c: Candidates, own_work: Floats) -> float:
-        """How much of the server's time these sessions need to keep their SLOs (as `admission.predicted_load`).
+        """How much of the server's time these sessions need to keep their SLOs (as `admission.predicted_load`; like
+        there, an SLO shorter than a pass alone sets no rhythm).
 
         `own_work` `[S, 2]`: that of each session's own tokens.
         """
         period_s = c.tpot_s * c.tokens_per_turn
-        rhythm_s = float(period_s.min())
-        work = self._empty_work + (rhythm_s / period_s) @ own_work
+        alone_s = self._estimator.pass_s(self._empty_work + own_work.min(axis=0))
+        can_be_kept = period_s >= alone_s
+        if not can_be_kept.any():
+            return 0.0
+        rhythm_s = float(period_s[can_be_kept].min())
+        work = self._empty_work + np.minimum(rhythm_s / period_s, 1.0) @ own_work
         return self._estimator.pass_s(work) / rhythm_s
 
     def fill(self, offers: Offers) -> tuple[Ints, Floats]:

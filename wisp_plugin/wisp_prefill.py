@@ -37,9 +37,8 @@ class WispPrefill:
         places = self._config.max_pass_sessions - len(choice.members)
         members: list[int] = []
         chunks: list[int] = []
-        is_late = c.needed_s[rows] < now_s  # a first token that is late already makes nobody else late
-        for row in rows[np.lexsort((c.needed_s[rows], is_late))][: max(0, places)]:
-            smallest = 0 if members or len(choice.members) else 1
+        for row in self._order(c, rows, now_s)[: max(0, places)]:
+            smallest = 0 if members or len(choice.members) else self._parameters.prefill_tokens
             size = self._chunk(work, c, int(row), min(room, int(c.num_uncached[row])), smallest, limit_s)
             if size <= 0:
                 break
@@ -54,6 +53,15 @@ class WispPrefill:
             num_drafts=np.concatenate([choice.num_drafts, np.zeros(len(members), np.int64)]),
             reasons=choice.reasons + (PREFILL,) * len(members),
         )
+
+    def _order(self, c: Candidates, rows: Ints, now_s: float) -> Ints:
+        """The prefills in the order in which their first tokens are needed, but late ones, who make nobody else late,
+        behind the others; and before all one that has waited for too long."""
+        order: Ints = rows[np.lexsort((c.needed_s[rows], c.needed_s[rows] < now_s))]
+        oldest = rows[c.ready_s[rows].argmin()]
+        if c.ready_s[oldest] + self._parameters.max_hold_s > now_s:
+            return order
+        return np.concatenate([[oldest], order[order != oldest]])
 
     def _limit_s(self, c: Candidates, rows: Ints, work: Floats, now_s: float) -> float:
         """How long the pass may take with prefill in it."""
@@ -87,10 +95,10 @@ class WispPrefill:
         return float(np.quantile(borne_s, self._parameters.borne_share))
 
     def _chunk(self, work: Floats, c: Candidates, row: int, most: int, least: int, limit_s: float) -> int:
-        """Tokens of a prefill, at most `most`, that keep the pass within `limit_s`."""
+        """Tokens of a prefill, at most `most`, that keep the pass within `limit_s`, or `least` if none do."""
         if most <= 0 or math.isinf(limit_s):
             return most
         sizes = np.unique(np.linspace(min(most, self._parameters.prefill_tokens), most, 16).astype(np.int64))
         added = self._estimator.work(item_features(c.num_cached[row], sizes, 1.0))
         fitting = sizes[self._estimator.seconds(work + added) <= limit_s]
-        return int(fitting[-1]) if len(fitting) else least
+        return int(fitting[-1]) if len(fitting) else min(most, least)

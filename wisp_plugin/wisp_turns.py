@@ -36,13 +36,14 @@ class Turns:
         """The pass. `must_s` `[S]`: when a session takes part whatever it costs (infinite: never)."""
         must, has_no_room = self._musts(c, must_s, now_s)
         num_uncached = np.where(is_prefill, c.num_uncached, np.minimum(c.num_uncached, self._chunk_tokens))
+        num_uncached[has_no_room] = np.minimum(num_uncached[has_no_room], self._chunk_tokens)
         num_drafts = np.where(num_uncached < c.num_uncached, 0.0, c.num_buffered)
         # Where nobody needs drafts, what a rejected one costs serves somebody else's own token, whoever's it is.
         p = self._parameters
         value, price = c.survival, budget.draft_price
         if price is None:
             value = value * draft_weights(c, p)[:, None]
-            price = self._price(c, num_uncached) if num_drafts.any() else 0.0
+            price = self._price(c, ~is_prefill, num_uncached) if num_drafts.any() else 0.0
         num_drafts = self._valuable(c, value, price, num_drafts)
         if self._fits(c, num_uncached, num_drafts, budget.seconds):
             committed, drafts = num_uncached.astype(np.int64), num_drafts.astype(np.int64)
@@ -74,7 +75,8 @@ class Turns:
         rank = (c.is_lost > 0).astype(np.int64)
         is_late = will_be_late(c, is_prefill, self._estimator, now_s)
         p = self._parameters
-        late_s = np.minimum(now_s + p.late_first_tokens * c.tpot_s, c.needed_s + p.latest_first_tokens * c.tpot_s)
+        latest_s = np.minimum(p.latest_first_tokens * c.tpot_s, p.latest_first_token_s)
+        late_s = np.minimum(now_s + p.late_first_tokens * c.tpot_s, c.needed_s + latest_s)
         needed_s = np.where(is_late, late_s, c.needed_s)
         if not budget.needs_drafts:
             has_time = is_prefill & (needed_s > now_s + p.first_token_passes * budget.seconds)
@@ -83,11 +85,12 @@ class Turns:
         order: Ints = np.lexsort((needed_s, rank))
         return order
 
-    def _price(self, c: Candidates, num_uncached: Floats) -> float:
-        """What the time of a draft token costs everybody else, in tokens."""
-        own = self._estimator.work(EMPTY_PASS) + self._own(c, np.minimum(num_uncached, 1.0)).sum(axis=0)
+    def _price(self, c: Candidates, runs: Bools, num_uncached: Floats) -> float:
+        """What the time of a draft token costs everybody else who `runs`, in tokens."""
+        features = item_features(c.num_cached, np.minimum(num_uncached, 1.0), 1.0)
+        own = self._estimator.work(EMPTY_PASS + runs @ features)
         token = self._estimator.work(token_features(c.num_cached.mean()))
-        return len(c) / self._estimator.pass_s(own) * float(self._estimator.weights(own) @ token)
+        return np.count_nonzero(runs) / self._estimator.pass_s(own) * float(self._estimator.weights(own) @ token)
 
     def _valuable(self, c: Candidates, value: Floats, least_value: float, num_drafts: Floats) -> Floats:
         """Of `num_drafts` those with a `value` `[S, K]` of `least_value`; in `sync`, where a device gives up what is
@@ -103,55 +106,66 @@ class Turns:
         features = item_features(c.num_cached, num_new, 1.0 + num_drafts).sum(axis=0)
         return self._estimator.pass_s(self._estimator.work(EMPTY_PASS + features)) <= budget_s
 
-    def _own(self, c: Candidates, num_uncached: Floats) -> Floats:
-        return self._estimator.work(item_features(c.num_cached, num_uncached, 1.0))
+    def _sure(self, c: Candidates, must: Bools, num_uncached: Floats, num_drafts: Floats) -> tuple[Floats, Floats]:
+        """Committed and draft tokens of those that `must` take part, whatever they cost: of a prompt the smallest
+        chunk, and in `sync` all drafts, if there is room: what a device gives up belongs to its turn."""
+        committed = np.where(must, np.minimum(num_uncached, self._chunk_tokens), 0.0)
+        drafts = np.where(must & (c.is_sync > 0), num_drafts, 0.0)
+        has_room = committed.sum() + drafts.sum() <= self._config.max_pass_tokens
+        return committed, drafts if has_room else np.zeros(len(c))
+
+    def _work(self, c: Candidates, num_uncached: Floats, num_drafts: Floats) -> Floats:
+        return self._estimator.work(item_features(c.num_cached, num_uncached + num_drafts, 1.0 + num_drafts))
 
     def _take(
         self, c: Candidates, order: Ints, must: Bools, num_uncached: Floats, num_drafts: Floats, budget_s: float
     ) -> tuple[Ints, Ints]:
-        """Committed and draft tokens of each session, int `[S]`."""
-        own = self._own(c, num_uncached)
-        whole = self._estimator.work(item_features(c.num_cached, num_uncached + num_drafts, 1.0 + num_drafts))
-        is_torn = must & (c.is_sync > 0)  # what a device gives up if it is not verified now belongs to its turn
-        if (num_uncached[must].sum() + num_drafts[is_torn].sum()) > self._config.max_pass_tokens:
-            is_torn[:] = False
-        drafts = np.where(is_torn, num_drafts, 0.0)
-        sure = np.where(is_torn[:, None], whole, own) * must[:, None]
-        base = self._estimator.work(EMPTY_PASS) + sure.sum(axis=0)
-        num_sure = float((num_uncached + drafts)[must].sum())
-        reached = base + (whole - sure)[order].cumsum(axis=0)
-        tokens = num_sure + (num_uncached * ~must + num_drafts - drafts)[order].cumsum()
-        places = np.count_nonzero(must) + (~must[order]).cumsum()
-        fits = (self._estimator.seconds(reached) <= budget_s) & (tokens <= self._config.max_pass_tokens)
-        fits &= places <= self._config.max_pass_sessions
-        num_whole = len(order) if fits.all() else int(fits.argmin())
-        committed, drafts = np.where(must, num_uncached, 0.0).astype(np.int64), drafts.astype(np.int64)
-        taken = order[:num_whole]
-        committed[taken], drafts[taken] = num_uncached[taken], num_drafts[taken]
-        if num_whole < len(order) and places[num_whole] <= self._config.max_pass_sessions:
+        """Committed and draft tokens of each session, int `[S]`: whole turns in `order`, and a part of the next one."""
+        sure = self._sure(c, must, num_uncached, num_drafts)
+        sure_work = self._work(c, *sure) * must[:, None]
+        base = self._estimator.work(EMPTY_PASS) + sure_work.sum(axis=0)
+        more = num_uncached + num_drafts - sure[0] - sure[1]
+        num_sure = float(sure[0].sum() + sure[1].sum())
+        committed, drafts = sure[0].astype(np.int64), sure[1].astype(np.int64)
+        work = self._work(c, num_uncached, num_drafts) - sure_work
+        while True:
+            reached, tokens = base + work[order].cumsum(axis=0), num_sure + more[order].cumsum()
+            places = np.count_nonzero(must) + (~must[order]).cumsum()
+            fits = (self._estimator.seconds(reached) <= budget_s) & (tokens <= self._config.max_pass_tokens)
+            fits &= places <= self._config.max_pass_sessions
+            num_whole = len(order) if fits.all() else int(fits.argmin())
+            taken = order[:num_whole]
+            committed[taken], drafts[taken] = num_uncached[taken], num_drafts[taken]
+            if num_whole == len(order) or places[num_whole] > self._config.max_pass_sessions:
+                return committed, drafts
             last = int(order[num_whole])
-            wanted = (0 if must[last] else int(num_uncached[last]), int(num_drafts[last]) - int(drafts[last]))
+            wanted = (int(num_uncached[last]) - int(committed[last]), int(num_drafts[last]) - int(drafts[last]))
             before = reached[num_whole - 1] if num_whole else base
-            room = self._config.max_pass_tokens - (tokens[num_whole - 1] if num_whole else num_sure)
-            got = self._part(c, last, wanted, before, int(room), budget_s, is_first=not committed.any())
-            committed[last] += got[0]
-            drafts[last] += got[1]
-        return committed, drafts
+            room = int(self._config.max_pass_tokens - (tokens[num_whole - 1] if num_whole else num_sure))
+            part = self._part(c, last, wanted, before, room, budget_s, bool(must[last]), not committed.any())
+            committed[last] += part[0]
+            drafts[last] += part[1]
+            if part != (0, 0) or num_uncached[last] <= self._chunk_tokens:
+                return committed, drafts
+            # There is no room for prompts any more; they keep nobody else out.
+            rest = order[num_whole:]
+            order = np.concatenate([taken, rest[num_uncached[rest] <= self._chunk_tokens]])
 
     def _part(
         self, c: Candidates, row: int, wanted: tuple[int, int], before: Floats, room: int, budget_s: float,
-        is_first: bool,
+        is_in: bool, is_first: bool,
     ) -> tuple[int, int]:  # fmt: skip
-        """What the last session gets, of `wanted` committed and draft tokens, in a pass with work `before`."""
+        """What the last session gets, of `wanted` committed and draft tokens, in a pass with work `before`; `is_in`: it
+        takes part already."""
         num_uncached, num_drafts = wanted
         sizes = np.arange(1, min(room, num_uncached + num_drafts) + 1)
         if not len(sizes):
             return 0, 0
-        drafts = np.maximum(0, sizes - num_uncached)
-        if num_uncached:
+        if is_in:
+            added = sizes[:, None] * self._estimator.work(token_features(c.num_cached[row]))
+        else:
+            drafts = np.maximum(0, sizes - num_uncached)
             added = self._estimator.work(item_features(c.num_cached[row], sizes, 1.0 + drafts))
-        else:  # it takes part already
-            added = drafts[:, None] * self._estimator.work(token_features(c.num_cached[row]))
         size = int(np.count_nonzero(self._estimator.seconds(before + added) <= budget_s))
         if is_first:
             size = max(size, min(len(sizes), self._chunk_tokens))  # an empty pass helps nobody
