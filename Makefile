@@ -83,7 +83,7 @@ bench: setup ## engine, e2e, lossless and the reduced matrix; BENCH_ARGS= runs t
 	$(BIN)/wisp-bench e2e $(BENCH_ARGS)
 	$(call say,wisp-bench lossless)
 	$(BIN)/wisp-bench lossless $(BENCH_ARGS)
-	$(call say,wisp-bench matrix: 12 cells; a run that was stopped goes on)
+	$(call say,wisp-bench matrix: 12 cells in short runs; those of the README take --runs medium. Stopped, it goes on)
 	$(BIN)/wisp-bench matrix --report build/matrix
 
 # Each benchmark prints its document as the last line. Nothing else should run on the machine meanwhile.
@@ -93,7 +93,7 @@ classes_ARGS := --quick
 link_ARGS := --quick
 plugin_ARGS := --rounds 1 --seconds 15
 goodput_ARGS := --few --together 2 --systems centralized sled published colocated fixed-edf wisp-edge-only wisp-no-devices
-matrix_ARGS := --runs medium
+matrix_ARGS := --runs medium --fresh
 gateway_ARGS := --rounds 1 --first-bytes 80
 generate_ARGS := --prompts 2 --rounds 1
 sensitivity_COMMAND := goodput

@@ -1,13 +1,14 @@
 """Capacity: how many devices each system serves with at least 95 % of sessions meeting their SLO.
 
 capacity_SYSTEM                   devices, mean over the seeds; in `systems` with intervals, settings and all figures
-capacity_vs_SYSTEM, _ci           capacity of WISP / that of the system, with its 95 % confidence interval
-capacity_vs_best_other            the same against the best of the baselines, which `capacity_best_other` names
-capacity_vs_SYSTEM_published      the ratio in the paper, and whether it is reached against the tuned baseline
+capacity_vs_SYSTEM, _ci           capacity of WISP / that of the system, geometric mean over the seeds, 95 % interval
+capacity_vs_best_other            ratio of the means against the best of the baselines (`capacity_best_other`)
+capacity_vs_SYSTEM_published      the ratio in the paper; `_reaches_published`: whether ours does, baselines tuned
 colocated_check                   co-located speculation against 1 + draft_length x draft_time / verify_time
 
 The default mix: three SLO classes at 1.1, 1.5 and 2.5 times the unloaded pass, devices of 30, 60 and 120 drafted tokens
-per second, RTT 10 to 40 ms. Every baseline is tuned by a sweep; `wisp-*` are ours without a part.
+per second, RTT 10 to 40 ms. Every baseline is tuned by a sweep. With `--few` five seeds take half an hour on two cores,
+else hours. The systems are described in bench/SIMULATION.md; `wisp-*` are ours without a part.
 """
 
 from __future__ import annotations

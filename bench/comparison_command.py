@@ -28,8 +28,9 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add("--profile", default=DEFAULT, metavar="P", help=f"of bench/profiles, or a file [{DEFAULT}]")
     add("--seeds", type=positive_int, default=5, metavar="N", help="runs of everything with other sessions [5]")
     add("--seed", type=not_negative_int, default=0, help="the first of them [0]")
-    add("--systems", nargs="+", choices=list(SYSTEMS), default=[*BASELINES, *(k.name for k in ABLATIONS)])
-    add("--few", action="store_true", help="few settings of each system, a coarser search")
+    add("--systems", nargs="+", choices=list(SYSTEMS), default=[*BASELINES, *(k.name for k in ABLATIONS)],
+        metavar="NAME", help=f"of {', '.join(SYSTEMS)}; wisp is always among them [all]")  # fmt: skip
+    add("--few", action="store_true", help="few settings of each system; capacities to 6 %% in place of 3")
     add("--quick", action="store_true", help="still shorter, with one seed: shows that it works")
     add("--jobs", type=positive_int, default=num_cores(), metavar="N", help="processes [the cores]")
     add("--together", type=positive_int, default=0, metavar="N",

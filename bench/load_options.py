@@ -23,6 +23,7 @@ from bench.arguments import (
     whole_number,
 )
 from bench.gpu_cost import unloaded_pass_s
+from bench.gpu_profile import DEFAULT, find_profile
 from bench.load_run import MakeController
 from bench.load_tokens import LoadTokens
 from bench.simulator import Scenario
@@ -36,19 +37,18 @@ from wisp_plugin.draft_trace import DraftTrace
 from wisp_plugin.errors import ConfigError
 from wisp_plugin.estimator import Costs, Estimator
 from wisp_plugin.messages import Mode
-from wisp_plugin.profile import Profile, load_profile, save_profile
+from wisp_plugin.profile import Profile, save_profile
 from wisp_plugin.scheduler import POLICIES
 from wisp_plugin.speculation import RULES
 
 PASSES = "passes.jsonl"
 MOST_SEED = (1 << 23) - 1  # seeds of sessions are made from it and go over the wire in 64 bits
-PROFILE = Path(__file__).with_name("profiles") / "a100-qwen3-32b.json"
 
 
 def add_load_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of both commands."""
     add = parser.add_argument
-    add("--profile", type=Path, metavar="FILE", default=PROFILE, help=f"of the emulated GPU [{PROFILE.name}]")
+    add("--profile", default=DEFAULT, metavar="P", help=f"emulated GPU: of bench/profiles, or a file [{DEFAULT}]")
     add("--trace", metavar="FILE", default="int4-eval.npz", help="of drafts, or in bench/traces; none: [%(default)s]")
     add("--acceptance", type=share, default=0.75, metavar="X", help="per token without a trace [%(default)s]")
     add("--noise", type=not_negative_float, default=0.0, metavar="SIGMA",
@@ -57,12 +57,15 @@ def add_load_arguments(parser: argparse.ArgumentParser) -> None:
     add("--mode", default="free", choices=[mode.value for mode in Mode], help="of the sessions [%(default)s]")
     add("--rule", default="auto", metavar="RULE", help=f"of drafting: none, {', '.join(RULES)} [%(default)s]")
     add("--message-tokens", type=positive_int, default=4, metavar="N", help="draft tokens in a message [%(default)s]")
-    add("--speed", type=positive_float, nargs=2, default=(60.0, 120.0), metavar="X", help="drafted tokens/s [60 120]")
-    add("--rtt", type=not_negative_float, nargs=2, default=(20.0, 20.0), metavar="MS", help="of the links, ms [20 20]")
+    add("--speed", type=positive_float, nargs=2, default=(60.0, 120.0), metavar="X",
+        help="lowest and highest, drafted tokens/s [60 120]")  # fmt: skip
+    add("--rtt", type=not_negative_float, nargs=2, default=(20.0, 20.0), metavar="MS",
+        help="lowest and highest of the links, ms [20 20]")  # fmt: skip
     add("--jitter", type=not_negative_float, default=0.0, metavar="MS", help="on each way, ms [%(default)s]")
     add("--slo", type=positive_float, default=1.0, metavar="X", help="factor on the tpot of all classes [%(default)s]")
     add("--timed", action=argparse.BooleanOptionalAction, default=False,
-        help="sessions start at the pace of their SLO, whatever happened before; else behind the last one")  # fmt: skip
+        help="sessions start at the pace of their SLO, whatever happened before; else behind the last one "
+        "[%(default)s]")  # fmt: skip
     add("--think", type=not_negative_float, default=0.0, metavar="S",
         help="mean pause between a device's sessions [%(default)s]")  # fmt: skip
     add("--stagger", type=not_negative_float, default=20.0, metavar="S",
@@ -103,7 +106,7 @@ class Load:
         """
         _check_together(args)
         scale = args.dilation
-        profile = load_profile(args.profile)
+        profile = find_profile(args.profile)
         costs = dilated(profile.costs, scale)
         trace = trace_path(args.trace)
         ring = _ring(trace) if trace else None

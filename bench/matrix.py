@@ -1,12 +1,13 @@
 """WISP against the best other system in every cell of SLO x draft speed x RTT x draft, each system at its best there.
 
-matrix_min                        worst cell of WISP / best other, of goodput and of capacity; `_goodput`, `_capacity`
+matrix_min                        the worse of the next two
+matrix_min_goodput, _capacity     worst cell of WISP / best other
 matrix_min_*_without_colocated    the same without co-located speculation
 cells_lost_*                      cells below 0.97, with the ratio and the best other system
 *_vs_centralized_median, _share   over cells where centralized holds at least 16 devices: median, and share of cells
                                   in which the published ratio holds; likewise `sled`
-*_vs_SYSTEM_gm                    geometric mean over cells in which that system has anything; 0 if WISP has nothing in
-                                  one of them; against WISP as published also by the speed of devices
+*_vs_SYSTEM_gm                    geometric mean over the `_gm_cells` cells in which that system has anything; 0 if WISP
+                                  has nothing in one of them; against WISP as published also by the speed of devices
 
 tpot is in unloaded passes: one class per cell. Without `--full`: 12 cells, few settings of each system, one seed. A
 system in a finished cell is a JSON line in `--state`; with the same file a stopped run goes on. The corners of the
@@ -53,8 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "[short; long with --full]")  # fmt: skip
     add("--seeds", type=positive_int, default=1, metavar="N", help="runs of everything with other sessions [1]")
     add("--seed", type=not_negative_int, default=0, help="the first of them [0]")
-    add("--state", type=Path, metavar="FILE", help="finished parts, one JSON line each [$WISP_HOME/bench/matrix.jsonl]")
-    add("--fresh", action="store_true", help="take no finished parts from the file")
+    add("--state", type=Path, metavar="FILE", help="finished parts, one JSON line each; those of other "
+        "code count too, with a warning [$WISP_HOME/bench/matrix.jsonl]")  # fmt: skip
+    add("--fresh", action="store_true", help="take no finished parts from the file, of whatever code")
     add("--finished", action="store_true", help="run nothing: only the cells that the file has whole")
     add("--jobs", type=positive_int, default=num_cores(), metavar="N", help="processes [the cores]")
     add("--report", type=Path, metavar="DIR", help="write PNG plots and one HTML page there")

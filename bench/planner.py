@@ -6,7 +6,8 @@
 Simulates policy `wisp` with rule `price` on the profile (that of `wisp-server profile` or `wisp-bench profile`, or one
 that is shipped), then each change by itself. `capacity_without_drafts` is what the server would hold alone; `changes`
 are sorted by the devices that they win, and `change_first` is the first one that takes no second server, if any wins
-something. Goodput and capacity are our own definitions.
+something. The first token of a session is wanted within 10 tpot + 1 ms per prompt token. "As asked" is devices alone.
+Goodput and capacity are our own definitions. Exit code 1: the devices that are asked for cannot be served.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--think-s", type=not_negative_float, default=2.0, metavar="S",
         help="mean pause of a user between sessions [2]")  # fmt: skip
     add("--kv-tokens", type=whole_number(LEAST_KV_TOKENS), metavar="N",
-        help="tokens whose KV the server holds [of a 32 G model on 80 GB]")  # fmt: skip
+        help="tokens whose KV the server holds [49,552: a model of 32 G parameters in 80 GB]")  # fmt: skip
     add("--seconds", type=positive_float, default=36.0, metavar="S", help="simulated, a third of them warm-up [36]")
     add("--seed", type=not_negative_int, default=0)
     add("--jobs", type=positive_int, default=num_cores(), metavar="N", help="processes [the cores]")

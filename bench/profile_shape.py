@@ -6,6 +6,8 @@ result is a profile file that the simulator, the planner and the emulated verifi
 
     wisp-bench profile --shape qwen3-32b --device cuda --output bench/profiles/h100-qwen3-32b.json
 
+A file NAME-qwen3-0.6b.json beside NAME-*.json tells simulations what a step of a draft model takes on that device.
+
 With `--layers` only so many layers are built and measured, and the profile says so. `--derive` measures nothing: it
 writes the profiles that are derived from published figures (`bench/gpu_profile.py`) into bench/profiles.
 """

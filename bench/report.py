@@ -1,7 +1,7 @@
 """What every benchmark shares: a table, progress, fair repetition, and one JSON document as the last line.
 
 The document (nanochat's `infer_bench.py` does the same) makes a figure worth something later: it carries
-configuration, seed, commit, hardware and versions beside the figures, which stand at its top level.
+configuration, seed, commit, hardware, versions and its time beside the figures, which stand at its top level.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ import wisp_plugin
 
 K = TypeVar("K")
 T = TypeVar("T")
-RESERVED_KEYS = ("benchmark", "config", "seed", "commit", "hardware", "versions", "wisp_version", "date")
+RESERVED_KEYS = ("benchmark", "config", "seed", "commit", "hardware", "versions", "wisp_version", "date", "took_s")
 _PACKAGES = ("numpy", "torch", "transformers", "onnxruntime", "onnxruntime-genai", "tokenizers", "tritonclient")
 _ROOT = Path(__file__).resolve().parents[1]
+_STARTED_S = time.monotonic()
 _TARGET = re.compile(r"(>=|<=)\s*(-?[0-9.]+(?:e-?[0-9]+)?)")
 
 
@@ -90,6 +91,7 @@ def finish(name: str, figures: Mapping[str, Any], config: Mapping[str, Any], see
         "versions": versions(),
         "wisp_version": wisp_plugin.__version__,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "took_s": round(time.monotonic() - _STARTED_S),
     }
     text = json.dumps(document, default=_jsonable, allow_nan=False)
     print(text, flush=True)
@@ -104,8 +106,8 @@ def _jsonable(value: object) -> object:
         return value.value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
-    if isinstance(value, Path):
-        return str(value)
+    if isinstance(value, Path):  # of this checkout as others have it as well
+        return str(value.relative_to(_ROOT) if value.is_relative_to(_ROOT) else value)
     raise TypeError(f"a report cannot hold {type(value).__name__}: {value!r}")
 
 

@@ -49,13 +49,14 @@ def test_a_cell_keeps_three_digits_at_least(value: float) -> None:
 def test_the_report_is_the_last_line_and_whole(capsys: pytest.CaptureFixture[str]) -> None:
     print("a table")
     figures = {"speedup": np.float32(1.5), "times": np.arange(2), "ties": []}
-    returned = report.finish("engine", figures, {"folder": Path("x"), "rounds": 3}, seed=7)
+    returned = report.finish("engine", figures, {"folder": Path("x"), "own": Path(report.__file__), "rounds": 3}, seed=7)
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert document == returned
     assert document["benchmark"] == "engine"
     assert document["seed"] == 7
     assert (document["speedup"], document["times"], document["ties"]) == (1.5, [0, 1], [])
-    assert document["config"] == {"folder": "x", "rounds": 3}
+    assert document["config"] == {"folder": "x", "own": "bench/report.py", "rounds": 3}
+    assert document["took_s"] >= 0
     assert set(report.RESERVED_KEYS) <= set(document)
     assert document["hardware"]["cores"] >= 1
     assert document["hardware"]["memory_gib"] > 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.results import BEGIN, END, ROOT, ROWS, read_documents, with_table
+from bench.results import BEGIN, END, FOLDER, ROOT, ROWS, Row, read_documents, with_table
 from wisp_plugin.errors import ConfigError
 
 
@@ -19,6 +19,17 @@ def test_every_row_shows_a_figure_and_other_text_stays() -> None:
     assert text.endswith(f"{END}\nbehind\n")
     assert "\nold\n" not in text
     assert text.count("\n| ") == len(ROWS) + 1
+
+
+def test_what_is_missed_says_so() -> None:
+    document = {"a": 1.5, "ab": 2.5, "c": 3.5, "missed": ["a: asked >= 2, measured 1.5"], "c_reaches_published": False}
+    text = Row("figure", "some", "{a} / {ab} times; {c}").text({"some": document})
+    assert text == "| figure | - | 1.500 (missed) / 2.500 times; 3.500 (missed) | `wisp-bench some` |"
+
+
+def test_no_document_names_a_folder_of_this_machine() -> None:
+    for path in sorted(FOLDER.glob("*.json*")):
+        assert f"{ROOT}/" not in path.read_text(encoding="utf-8"), path.name
 
 
 def test_a_readme_without_marks_is_refused() -> None:
