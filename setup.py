@@ -20,8 +20,9 @@ _COMPILED = (
     "acceptance_model", "controller", "coupling", "draft_buffer", "drafting_verifier", "edge_session",
     "edge_stats", "engine", "inbox", "kv_admission", "kv_blocks", "kv_owners", "kv_pass", "kv_prefixes",
     "outbox", "pace", "pass_features", "policies", "roster", "scheduler", "send_window", "server_drafts",
-    "server_session", "session_table", "stop_rules", "timeline", "wisp_budget", "wisp_first_tokens",
-    "wisp_hold", "wisp_offers", "wisp_policy", "wisp_prefill", "wisp_turns",
+    "server_session", "session_table", "stop_rules", "timeline", "wisp_budget", "wisp_fill",
+    "wisp_first_tokens", "wisp_hold", "wisp_offers", "wisp_policy", "wisp_prefill",
+    "wisp_spare", "wisp_turns",
 )  # fmt: skip
 
 

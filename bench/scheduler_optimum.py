@@ -1,4 +1,4 @@
-"""How near `Wisp.fill` comes to the best pass there is, by its own objective.
+"""How near `Spare.fill` comes to the best pass there is, by its own objective.
 
 density_vs_optimum     value per predicted second of the pass that `fill` chooses / the highest of all passes, mean
 density_vs_optimum_p5  the same, 5th percentile over the instances
@@ -20,7 +20,10 @@ from bench.report import Progress, percentile, print_table
 from wisp_plugin.config import EngineConfig
 from wisp_plugin.estimator import EMPTY_PASS, Costs, Estimator, Floats
 from wisp_plugin.roster import Candidates, Ints
-from wisp_plugin.wisp_policy import Offers, Wisp
+from wisp_plugin.wisp_offers import Offers
+from wisp_plugin.wisp_parameters import WispParameters
+from wisp_plugin.wisp_policy import Wisp
+from wisp_plugin.wisp_spare import Spare
 
 TARGETS = {"density_vs_optimum": ">= 0.95"}
 _MAX_SESSIONS, _MAX_BUFFERED = 8, 5
@@ -68,9 +71,9 @@ def _spread(ratios: list[float]) -> tuple[float, float, float]:
 def solve(random: np.random.Generator) -> Instance:
     """A random instance."""
     estimator = Estimator(random_costs(random))
-    wisp = Wisp(EngineConfig(policy="wisp", max_pass_tokens=2048), estimator)
-    offers = wisp.offers(wisp.needs(random_candidates(random), 0.0), is_alone=False)
-    taken, _ = wisp.fill(offers)
+    config = EngineConfig(policy="wisp", max_pass_tokens=2048)
+    offers = offers_of(random_candidates(random), config, estimator)
+    taken, _ = Spare(config, estimator, WispParameters()).fill(offers)
     value, work = worth_of(offers, taken, estimator)
     reached, best = value / float(estimator.seconds(work)), best_density(offers, estimator)
     return Instance(len(taken), int(offers.needs.sum()), estimator.costs.norm, reached, best)
@@ -111,6 +114,12 @@ def random_candidates(random: np.random.Generator) -> Candidates:
         survival=survival,
         **dict.fromkeys(_OF_HOLDING, np.zeros(num)),
     )
+
+
+def offers_of(candidates: Candidates, config: EngineConfig, estimator: Estimator) -> Offers:
+    """What the sessions offer at time 0, beside others that need the server."""
+    needs = Wisp(config, estimator).needs(candidates, 0.0)
+    return Spare(config, estimator, WispParameters()).offers(needs, is_alone=False)
 
 
 def worth_of(offers: Offers, taken: Ints, estimator: Estimator) -> tuple[float, Floats]:

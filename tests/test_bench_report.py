@@ -49,7 +49,8 @@ def test_a_cell_keeps_three_digits_at_least(value: float) -> None:
 def test_the_report_is_the_last_line_and_whole(capsys: pytest.CaptureFixture[str]) -> None:
     print("a table")
     figures = {"speedup": np.float32(1.5), "times": np.arange(2), "ties": []}
-    returned = report.finish("engine", figures, {"folder": Path("x"), "own": Path(report.__file__), "rounds": 3}, seed=7)
+    config = {"folder": Path("x"), "own": Path(report.__file__), "rounds": 3}
+    returned = report.finish("engine", figures, config, seed=7)
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert document == returned
     assert document["benchmark"] == "engine"

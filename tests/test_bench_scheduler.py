@@ -28,7 +28,8 @@ from bench.workload import Workload
 from wisp_plugin.config import EngineConfig
 from wisp_plugin.estimator import Estimator
 from wisp_plugin.messages import Mode
-from wisp_plugin.wisp_policy import Wisp, WispParameters
+from wisp_plugin.wisp_policy import WispParameters
+from wisp_plugin.wisp_spare import Spare
 
 SMALL = Scenario(
     Workload(num_devices=3, prompt_range=(8, 60), output_range=(10, 60), stagger_s=0.5), duration_s=3.0, warm_up_s=0.5
@@ -102,8 +103,7 @@ class TestOptimum:
             estimator = Estimator(scheduler_optimum.random_costs(random))
             candidates = scheduler_optimum.random_candidates(random)
             candidates = candidates.only(np.arange(min(4, len(candidates))))
-            wisp = Wisp(EngineConfig(), estimator)
-            offers = wisp.offers(wisp.needs(candidates, 0.0), is_alone=False)
+            offers = scheduler_optimum.offers_of(candidates, EngineConfig(), estimator)
             needed = offers.needs.astype(int).tolist()
             ranges = [range(least, most + 1) for least, most in zip(needed, offers.num_levels.tolist(), strict=True)]
             densities = []
@@ -118,9 +118,9 @@ class TestOptimum:
         random = np.random.default_rng(6)
         for _ in range(20):
             estimator = Estimator(scheduler_optimum.random_costs(random))
-            wisp = Wisp(EngineConfig(max_pass_tokens=2048), estimator)
-            offers = wisp.offers(wisp.needs(scheduler_optimum.random_candidates(random), 0.0), is_alone=False)
-            taken, work = wisp.fill(offers)
+            config = EngineConfig(max_pass_tokens=2048)
+            offers = scheduler_optimum.offers_of(scheduler_optimum.random_candidates(random), config, estimator)
+            taken, work = Spare(config, estimator, WispParameters()).fill(offers)
             assert scheduler_optimum.worth_of(offers, taken, estimator)[1] == pytest.approx(work)
 
     def test_nothing_beats_the_best(self) -> None:

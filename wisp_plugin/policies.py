@@ -142,4 +142,3 @@ def take_in_order(candidates: Candidates, order: Ints, config: EngineConfig, rea
     members, uncached, given = members[fits], uncached[fits], np.minimum(wanted, room)[fits]
     num_committed = np.minimum(uncached, given)
     return Choice(members, num_committed, given - num_committed, (reason,) * len(members))
-

@@ -3,22 +3,16 @@
 A busy server: passes of the length that the tightest sessions bear (`wisp_budget`), filled in the order of need with
 whole turns, prefills among them (`wisp_turns`).
 
-A server with time to spare, or few sessions, whose speed is what counts; all on columns:
-
-1. `offers`: what every session offers, its own token and then its buffered draft tokens, with the value of each and
-   its features. A token is worth 1 to a session on or behind schedule and less the further the session is ahead, but 1
-   while nobody else needs the server; a draft token that times its survival.
-2. `fill`: offers in order of value per added second. The pass ends where the value per second of the whole is
-   highest: then no further offer brings more per second than the pass has already.
-3. `wisp_prefill`: chunks of prefill, those that are due first, as many tokens as keep every waiting prefill on the
-   way to a first token after a fraction of the time that its SLO allows.
+A server with time to spare, or few sessions, whose speed is what counts: by value per added second (`wisp_spare`), then
+chunks of prefill, those that are due first, as many tokens as keep every waiting prefill on the way to a first token
+after a fraction of the time that its SLO allows (`wisp_prefill`).
 
 A prefill that has waited for `max_hold_s` takes part like those who need a token, with a chunk, one in each pass.
 
 Holding: under load, if nobody needs a token yet and everybody's drafts are on their way, nobody runs until somebody
 needs one. So turns are rich, and passes fewer. Else a few sessions wait for their drafts where that gives each of them
-more tokens per second (`wisp_hold`). Nobody is held for more than `max_hold_s`; then he waits at most
-for those who have waited longer.
+more tokens per second (`wisp_hold`). Nobody is held for more than `max_hold_s`; then he waits at most for those who
+have waited longer.
 """
 
 from __future__ import annotations
@@ -29,21 +23,17 @@ import numpy as np
 
 from wisp_plugin.config import EngineConfig
 from wisp_plugin.estimator import EMPTY_PASS, Estimator, item_features, token_features
-from wisp_plugin.policies import NEED, NOBODY, VALUE, Choice
+from wisp_plugin.policies import NOBODY, Choice
 from wisp_plugin.roster import Bools, Candidates, Floats, Ints
 from wisp_plugin.wisp_budget import PassBudget
 from wisp_plugin.wisp_hold import FEW_SESSIONS, MAX_SESSIONS, waits_for_drafts
-from wisp_plugin.wisp_offers import Needs, Offers
+from wisp_plugin.wisp_offers import Needs
 from wisp_plugin.wisp_parameters import WispParameters
 from wisp_plugin.wisp_prefill import WispPrefill
+from wisp_plugin.wisp_spare import Spare
 from wisp_plugin.wisp_turns import Turns
 
-__all__ = ["Offers", "Wisp", "WispParameters"]
-
-_SAME_WEIGHT = 0.2  # weights of memory and arithmetic that differ by less give nearly the same order
-_MAX_ROUNDS = 2  # the price of an offer depends on the pass that it enters
-_LEAST_S = 1e-9  # what a token costs of which a profile says that it costs nothing
-_NEEDED = 1e15  # density of what is needed: above that of any other offer
+__all__ = ["Wisp", "WispParameters"]
 
 
 class Wisp:
@@ -56,6 +46,7 @@ class Wisp:
         self._empty_work = estimator.work(EMPTY_PASS)
         self._chunk_tokens = min(self._parameters.prefill_tokens, config.max_pass_tokens)
         self._prefill = WispPrefill(config, estimator, self._parameters)
+        self._spare = Spare(config, estimator, self._parameters)
         self._turns = Turns(config, estimator, self._parameters)
         self._budget = PassBudget(estimator, self._parameters)
 
@@ -73,7 +64,7 @@ class Wisp:
         if held_until_s is not None:
             choice, work = replace(NOBODY, wake_s=held_until_s), self._empty_work
         elif self._is_idle(candidates, needs):
-            choice, work = self._spare(needs, is_alone=not has_prefill)
+            choice, work = self._spare.choose(needs, is_alone=not has_prefill)
         else:
             return self._busy(candidates, needs, is_prefill, now_s)
         return self._prefill.add(candidates, np.flatnonzero(is_prefill), choice, work, now_s) if has_prefill else choice
@@ -81,19 +72,6 @@ class Wisp:
     def _expires_s(self, c: Candidates, is_prefill: Bools) -> Floats:
         """When a prefill has waited for too long, `[S]`; infinite for others, whose needs tell that."""
         return np.where(is_prefill, c.ready_s + self._parameters.max_hold_s, np.inf)
-
-    def _spare(self, needs: Needs, is_alone: bool) -> tuple[Choice, Floats]:
-        """A pass of a server that has time to spare, and its work; `is_alone`: no prefill waits."""
-        offers = self.offers(needs, is_alone)
-        taken, work = self.fill(offers)
-        turns = np.flatnonzero(taken)
-        choice = Choice(
-            members=needs.rows[turns],
-            num_committed=needs.num_uncached[turns].astype(np.int64),
-            num_drafts=self._drafts_of(needs.sessions, offers, turns, taken[turns] - 1),
-            reasons=tuple([NEED if needed else VALUE for needed in needs.needs[turns].tolist()]),
-        )
-        return choice, work
 
     def _busy(self, c: Candidates, needs: Needs, is_prefill: Bools, now_s: float) -> Choice:
         """A pass of a server whose time is scarce, or one behind which a prefill would have waited for too long: then
@@ -106,18 +84,6 @@ class Wisp:
     def note(self, candidates: Candidates, choice: Choice, now_s: float) -> None:
         """See `Policy.note`."""
         self._budget.note(candidates, choice, now_s)
-
-    def _drafts_of(self, c: Candidates, offers: Offers, turns: Ints, num_drafts: Ints) -> Ints:
-        """Draft tokens of the members: what was taken, but in `sync`, where a device gives up what is not verified,
-        all of them, as far as the pass goes."""
-        is_sync = c.is_sync[turns] > 0
-        if not is_sync.any():
-            return num_drafts
-        whole = np.where(is_sync, offers.num_levels[turns] - 1, num_drafts)
-        num_new = float(offers.num_uncached[turns].sum())
-        return whole if num_new + whole.sum() <= self._config.max_pass_tokens else num_drafts
-
-    # -- sessions that decode or verify -------------------------------------------------------------------------
 
     def needs(self, c: Candidates, now_s: float, rows: Ints | None = None) -> Needs:
         """What the candidates `rows` need; None: all of them."""
@@ -134,33 +100,6 @@ class Wisp:
         if not p.holds:
             need_s = np.minimum(need_s, now_s)
         return Needs(rows, c, num_uncached, own_work, slack_s, need_s, need_s <= now_s)
-
-    def offers(self, needs: Needs, is_alone: bool = True) -> Offers:
-        """What sessions offer that need `needs`; `is_alone`: nobody else needs the time of the server, so what is ahead
-        of its SLO counts in full."""
-        p, c, num_uncached = self._parameters, needs.sessions, needs.num_uncached
-        levels = np.arange(c.survival.shape[1] + 1)
-        ahead = (needs.slack_s / c.tpot_s)[:, None] + levels
-        if is_alone:
-            ahead[:] = 0.0
-        slope = (1.0 - p.least_value) / p.horizon_tokens
-        value = np.minimum(np.maximum(1.0 - slope * ahead, p.least_value), p.most_value)
-        value[:, 1:] *= c.survival
-        value[c.is_lost > 0] *= p.lost_value
-        num_levels = 1 + np.where(num_uncached < c.num_uncached, 0.0, c.num_buffered).astype(np.int64)
-        exists = levels < num_levels[:, None]
-        value *= exists
-        work = self._offered_work(c, needs.own_work, len(levels))
-        existing = np.flatnonzero(exists)
-        return Offers(value, num_levels, num_uncached, levels, existing, work, needs.needs, needs.need_s)
-
-    def _offered_work(self, c: Candidates, own_work: Floats, num_levels: int) -> Floats:
-        """Work `[2, S, L]`; that of a session's draft tokens taken as equal, behind half of the buffer."""
-        draft = token_features(c.num_cached + c.num_uncached + 0.5 * c.num_buffered)
-        work = np.empty((2, len(c), num_levels))
-        work[:, :, 0] = own_work.T
-        work[:, :, 1:] = self._estimator.work(draft).T[:, :, None]
-        return work
 
     def _held_until_s(self, c: Candidates, needs: Needs, now_s: float) -> float | None:
         """When to decide again, if everybody's drafts are on their way and waiting for them is worth while: under load
@@ -213,49 +152,3 @@ class Wisp:
         rhythm_s = float(period_s[can_be_kept].min())
         work = self._empty_work + np.minimum(rhythm_s / period_s, 1.0) @ own_work
         return self._estimator.pass_s(work) / rhythm_s
-
-    def fill(self, offers: Offers) -> tuple[Ints, Floats]:
-        """Levels taken of each session, int `[S]` (0: not in the pass), and the work of the pass `[2]`."""
-        num_sessions, num_levels = offers.value.shape
-        if not num_sessions:
-            return np.empty(0, np.int64), self._empty_work
-        flat_value, flat_work = offers.value.reshape(-1), offers.work.reshape(2, -1)
-        num_needed, before = int(np.count_nonzero(offers.needs)), None
-        work = self._empty_work + offers.work[:, :, :2].sum(axis=(1, 2))  # a guess: own tokens and one draft token each
-        for _ in range(_MAX_ROUNDS):
-            weights = self._estimator.weights(work)
-            if before is not None and np.abs(weights - before).max() < _SAME_WEIGHT:
-                break
-            before, order = weights, self._order(offers, weights)
-            num_fit = self._num_that_fit(offers, order)
-            reached = flat_work[:, order].cumsum(axis=1) + self._empty_work[:, None]
-            density = flat_value[order].cumsum() / self._estimator.seconds(reached.T)
-            first = min(max(num_needed, 1), num_fit) - 1
-            last = first + int(density[first:num_fit].argmax())
-            work = reached[:, last]
-        return np.bincount(order[: last + 1] // num_levels, minlength=num_sessions), work
-
-    def _order(self, offers: Offers, weights: Floats) -> Ints:
-        """Flat indices of all offers, best first and each behind those it needs."""
-        cost = np.maximum(weights[0] * offers.work[0] + weights[1] * offers.work[1], _LEAST_S)
-        # A session enters with as many drafts as make its turn richest: those before the best share one density.
-        together = offers.value.cumsum(axis=1) / cost.cumsum(axis=1)
-        is_head = offers.levels <= together.argmax(axis=1)[:, None]
-        density = np.where(is_head, together.max(axis=1)[:, None], offers.value / cost)
-        needed = offers.needs.nonzero()[0]
-        if len(needed):
-            density[needed[offers.need_s[needed].argsort(kind="stable")], 0] = _NEEDED - np.arange(len(needed))
-        order: Ints = offers.existing[(-density.reshape(-1)[offers.existing]).argsort(kind="stable")]
-        return order
-
-    def _num_that_fit(self, offers: Offers, order: Ints) -> int:
-        """How many offers, in order, the limits of a pass allow (at least one)."""
-        config, num_sessions = self._config, len(offers.value)
-        num_tokens = float(offers.num_uncached.sum()) + len(order) - num_sessions
-        if num_tokens <= config.max_pass_tokens and num_sessions <= config.max_pass_sessions:
-            return len(order)
-        sessions, levels = np.divmod(order, offers.value.shape[1])
-        is_own = levels == 0
-        tokens = np.cumsum(np.where(is_own, offers.num_uncached[sessions], 1.0))
-        fits = (tokens <= config.max_pass_tokens) & (np.cumsum(is_own) <= config.max_pass_sessions)
-        return max(1, int(fits.sum()))

@@ -18,6 +18,7 @@ from wisp_plugin.estimator import EMPTY_PASS, Estimator, item_features, token_fe
 from wisp_plugin.policies import NEED, PREFILL, VALUE, Choice
 from wisp_plugin.roster import Bools, Candidates, Floats, Ints
 from wisp_plugin.wisp_budget import Budget
+from wisp_plugin.wisp_fill import Fill, Wanted
 from wisp_plugin.wisp_first_tokens import will_be_late
 from wisp_plugin.wisp_offers import draft_weights
 from wisp_plugin.wisp_parameters import WispParameters
@@ -50,7 +51,9 @@ class Turns:
         else:
             order = self._order(c, is_prefill, must_s, has_no_room, now_s, budget)
             scarce = self._valuable(c, value, p.least_survival, num_drafts) if budget.needs_drafts else num_drafts
-            committed, drafts = self._take(c, order, must, num_uncached, scarce, budget.seconds)
+            wanted = Wanted(num_uncached, scarce, must)
+            fill = Fill(self._config, self._estimator, c, wanted, self._chunk_tokens, budget.seconds)
+            committed, drafts = fill.take(order)
         members = np.flatnonzero(committed)
         kinds = np.where(is_prefill, 2, np.where(must, 1, 0))[members]
         reasons = tuple([(VALUE, NEED, PREFILL)[kind] for kind in kinds.tolist()])
@@ -105,72 +108,3 @@ class Turns:
             return False
         features = item_features(c.num_cached, num_new, 1.0 + num_drafts).sum(axis=0)
         return self._estimator.pass_s(self._estimator.work(EMPTY_PASS + features)) <= budget_s
-
-    def _sure(self, c: Candidates, must: Bools, num_uncached: Floats, num_drafts: Floats) -> tuple[Floats, Floats]:
-        """Committed and draft tokens of those that `must` take part, whatever they cost: of a prompt the smallest
-        chunk, and in `sync` all drafts, if there is room: what a device gives up belongs to its turn."""
-        committed = np.where(must, np.minimum(num_uncached, self._chunk_tokens), 0.0)
-        drafts = np.where(must & (c.is_sync > 0), num_drafts, 0.0)
-        has_room = committed.sum() + drafts.sum() <= self._config.max_pass_tokens
-        return committed, drafts if has_room else np.zeros(len(c))
-
-    def _work(self, c: Candidates, num_uncached: Floats, num_drafts: Floats) -> Floats:
-        return self._estimator.work(item_features(c.num_cached, num_uncached + num_drafts, 1.0 + num_drafts))
-
-    def _take(
-        self, c: Candidates, order: Ints, must: Bools, num_uncached: Floats, num_drafts: Floats, budget_s: float
-    ) -> tuple[Ints, Ints]:
-        """Committed and draft tokens of each session, int `[S]`: whole turns in `order`, and a part of the next one."""
-        sure = self._sure(c, must, num_uncached, num_drafts)
-        sure_work = self._work(c, *sure) * must[:, None]
-        base = self._estimator.work(EMPTY_PASS) + sure_work.sum(axis=0)
-        more = num_uncached + num_drafts - sure[0] - sure[1]
-        num_sure = float(sure[0].sum() + sure[1].sum())
-        committed, drafts = sure[0].astype(np.int64), sure[1].astype(np.int64)
-        work = self._work(c, num_uncached, num_drafts) - sure_work
-        while True:
-            reached, tokens = base + work[order].cumsum(axis=0), num_sure + more[order].cumsum()
-            places = np.count_nonzero(must) + (~must[order]).cumsum()
-            fits = (self._estimator.seconds(reached) <= budget_s) & (tokens <= self._config.max_pass_tokens)
-            fits &= places <= self._config.max_pass_sessions
-            num_whole = len(order) if fits.all() else int(fits.argmin())
-            taken = order[:num_whole]
-            committed[taken], drafts[taken] = num_uncached[taken], num_drafts[taken]
-            if num_whole == len(order) or places[num_whole] > self._config.max_pass_sessions:
-                return committed, drafts
-            last = int(order[num_whole])
-            wanted = (int(num_uncached[last]) - int(committed[last]), int(num_drafts[last]) - int(drafts[last]))
-            before = reached[num_whole - 1] if num_whole else base
-            room = int(self._config.max_pass_tokens - (tokens[num_whole - 1] if num_whole else num_sure))
-            part = self._part(c, last, wanted, before, room, budget_s, bool(must[last]), not committed.any())
-            committed[last] += part[0]
-            drafts[last] += part[1]
-            if part != (0, 0) or num_uncached[last] <= self._chunk_tokens:
-                return committed, drafts
-            # There is no room for prompts any more; they keep nobody else out.
-            rest = order[num_whole:]
-            order = np.concatenate([taken, rest[num_uncached[rest] <= self._chunk_tokens]])
-
-    def _part(
-        self, c: Candidates, row: int, wanted: tuple[int, int], before: Floats, room: int, budget_s: float,
-        is_in: bool, is_first: bool,
-    ) -> tuple[int, int]:  # fmt: skip
-        """What the last session gets, of `wanted` committed and draft tokens, in a pass with work `before`; `is_in`: it
-        takes part already."""
-        num_uncached, num_drafts = wanted
-        sizes = np.arange(1, min(room, num_uncached + num_drafts) + 1)
-        if not len(sizes):
-            return 0, 0
-        if is_in:
-            added = sizes[:, None] * self._estimator.work(token_features(c.num_cached[row]))
-        else:
-            drafts = np.maximum(0, sizes - num_uncached)
-            added = self._estimator.work(item_features(c.num_cached[row], sizes, 1.0 + drafts))
-        size = int(np.count_nonzero(self._estimator.seconds(before + added) <= budget_s))
-        if is_first:
-            size = max(size, min(len(sizes), self._chunk_tokens))  # an empty pass helps nobody
-        is_crumb = size < min(num_uncached, self._chunk_tokens)
-        is_torn = c.is_sync[row] > 0 and num_uncached <= size < num_uncached + num_drafts
-        if is_crumb or (is_torn and not is_first):
-            return 0, 0
-        return min(size, num_uncached), max(0, size - num_uncached)
