@@ -282,18 +282,22 @@ class TestOrder:
 
 
 @settings(max_examples=150, deadline=None)
-@given(candidates(), st.floats(0.0, 0.2), st.sampled_from([1, 7, 16, 60, 512]), st.integers(1, 9))
+@given(
+    candidates(), st.floats(0.0, 0.2), st.sampled_from([None, None, 0.5, 1.0]), st.sampled_from([1, 7, 16, 60, 512]),
+    st.integers(1, 9),
+)  # fmt: skip
 def test_a_pass_keeps_to_its_budget_but_for_those_who_must(
-    c: Candidates, budget_s: float, max_tokens: int, max_sessions: int
+    c: Candidates, budget_s: float, price: float | None, max_tokens: int, max_sessions: int
 ) -> None:
-    is_turn = c.num_uncached <= min(P.prefill_tokens, max_tokens)
-    must_s = np.where((c.needed_s < NOW_S) & is_turn, c.ready_s, np.inf)
-    choice = take(c, budget_s, must_s, max_pass_tokens=max_tokens, max_pass_sessions=max_sessions)
+    must_s = np.where(c.needed_s < NOW_S, c.ready_s, np.inf)
+    choice = take(c, budget_s, must_s, price, max_pass_tokens=max_tokens, max_pass_sessions=max_sessions)
     new = choice.num_committed + choice.num_drafts
     assert len(choice.members) >= 1
     assert len(choice.members) <= max_sessions
     assert new.sum() <= max_tokens
     assert (choice.num_committed >= 1).all()
+    is_chunk = choice.num_committed < c.num_uncached[choice.members]
+    assert not choice.num_drafts[is_chunk].any()
     is_must = must_s[choice.members] <= NOW_S
     if not is_must.any() and len(choice.members) > 1:
         assert seconds_of(c, choice) <= budget_s + 1e-9

@@ -58,7 +58,8 @@ class Fill:
         belongs to its turn."""
         c, must = self._c, self._wanted.must
         committed = np.where(must, np.minimum(self._wanted.num_uncached, self._chunk_tokens), 0.0)
-        drafts = np.where(must & (c.is_sync > 0), self._wanted.num_drafts, 0.0)
+        is_whole = must & (committed == c.num_uncached)  # a chunk carries no drafts
+        drafts = np.where(is_whole & (c.is_sync > 0), self._wanted.num_drafts, 0.0)
         has_room = committed.sum() + drafts.sum() <= self._config.max_pass_tokens
         return committed, drafts if has_room else np.zeros(len(c))
 
