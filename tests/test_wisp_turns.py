@@ -94,17 +94,30 @@ class TestBudget:
         much, more = (budget.of(replace(c, drafting_s=seconds), nobody, NOW_S).seconds for seconds in (0.03, 9.0))
         assert 0.01 < more <= much < 0.028  # nobody is given up for it, and passes do not become longer
 
-    def test_a_prompt_gets_a_chunk_from_who_will_be_ahead(self) -> None:
-        """A pass of 40.9 ms, 45.7 with a chunk, and sessions that bear 44: those with turns left win it back."""
+    def test_a_prompt_that_waits_has_room_for_a_chunk(self) -> None:
+        """A pass of 40.9 ms, 45.7 with a chunk, and sessions that bear 44."""
         estimator = Estimator(Costs((0.04, 0, 0, 0, 0, 0), (0.0, 0, 3e-4, 0, 0, 0), norm=1.0))
 
-        def budget_s(num_left: float, num_prefill: int = 1) -> float:
-            c = make_candidates(4, tpot_s=0.044, num_left=num_left, num_uncached=[1.0, 1.0, 1.0, 300.0])
+        def budget_s(num_prefill: int) -> float:
+            c = make_candidates(4, tpot_s=0.044, num_uncached=[1.0, 1.0, 1.0, 300.0], needed_s=NOW_S + 9.0)
             return PassBudget(estimator, P).of(c, np.arange(4) >= 4 - num_prefill, NOW_S).seconds
 
-        assert budget_s(0.0) == pytest.approx(0.044)
-        assert budget_s(100.0) == pytest.approx(0.04 + 3e-4 * (3 + P.prefill_tokens))
-        assert budget_s(100.0, num_prefill=0) == pytest.approx(0.044)
+        assert budget_s(1) == pytest.approx(0.04 + 3e-4 * (3 + P.prefill_tokens))
+        assert budget_s(0) == pytest.approx(0.044)
+
+    def test_prompts_that_are_due_make_the_pace_of_all_slower(self) -> None:
+        """Three sessions at 44 ms are given up for one at 60 and a prompt that no pass of 44 ms has room for."""
+        estimator = Estimator(Costs((0.04, 0, 0, 0, 0, 0), (0.0, 0, 3e-4, 0, 0, 0), norm=1.0))
+
+        def budget_s(due_s: float) -> float:
+            c = make_candidates(
+                5, tpot_s=[0.044, 0.044, 0.044, 0.06, 0.06], num_uncached=[1.0, 1.0, 1.0, 1.0, 500.0],
+                needed_s=NOW_S + due_s,
+            )  # fmt: skip
+            return PassBudget(estimator, P).of(c, np.arange(5) == 4, NOW_S).seconds
+
+        assert budget_s(0.6) == pytest.approx(0.06)
+        assert budget_s(10.0) == budget_s(-1.0) < 0.047  # in time anyway; late, so that it makes nobody else late
 
     def test_many_prompts_lately_make_the_pace_of_all_slower(self) -> None:
         """Twenty sessions at 14 ms per token: decoding alone fits; with four prompt tokens to each it does not."""

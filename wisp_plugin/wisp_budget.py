@@ -6,9 +6,8 @@ that come along, has to fit: that takes passes of `pace_s` on average, but never
 costs beside its tokens is a small share of it then, and a burst of prompts is not served quicker by passes that nobody
 bears. Sessions that bear less than this are beyond help. (Nobody counts as asking for more than passes with it alone
 would give, or one impossible SLO would make all others hopeless.) Of the others the one that bears least sets the
-budget; where it has no room for a chunk of a prompt, with what that session will win back in its turns left, as an SLO
-asks for a mean. So passes are as long as they may be, and all alike: a long pass costs the tightest more than a short
-one gives back.
+budget. So passes are as long as they may be, and all alike: a long pass costs the tightest more than a short one gives
+back. But there is always room for the smallest chunk of a prompt that waits: it cannot win back what it loses.
 
 Where all keep the pace with their own token of every pass, passes are alike for another reason: reading and computing
 overlap, so a pass full of prompts and one without take longer together than two that share them. Such a pass has the
@@ -103,22 +102,18 @@ class PassBudget:
         tokens_per_turn = self._tokens_per_turn(c, runs)
         worth_s = c.tpot_s[runs] * tokens_per_turn  # what a turn is worth in time, and of that in time of the target:
         turn_s = np.maximum(worth_s - c.drafting_s, _LEAST_TURN_S)
-        pace_s = min(self._pace_s(c, turn_s, work), longest_s)
+        pace_s = min(self._pace_s(c, is_prefill, turn_s, work, now_s), longest_s)
         is_helped = worth_s >= self._parameters.lost_pace * pace_s  # nobody is given up because the server drafts
         if not is_helped.any():
             return Budget(longest_s)
-        turns_left = c.num_left[runs] / tokens_per_turn
         if c.tpot_s[runs][is_helped].min() >= longest_s:
-            regained_s = self._regained_s(turn_s - pace_s, turns_left)
+            regained_s = self._regained_s(turn_s - pace_s, c.num_left[runs] / tokens_per_turn)
             spared_s = np.maximum(regained_s, (c.needed_s[runs] - now_s) / self._parameters.spend_passes)
             borne_s = float((turn_s + spared_s)[is_helped].min())
             level_s, draft_price = self._level(work, float(tokens_per_turn.sum()))
             return Budget(max(longest_s, min(level_s, borne_s)), draft_price)
-        seconds = max(pace_s, float(turn_s[is_helped].min()))
-        if is_prefill.any() and seconds < with_chunk_s:
-            regained_s = self._regained_s(turn_s - pace_s, turns_left)
-            seconds = max(seconds, min(float((turn_s + regained_s)[is_helped].min()), with_chunk_s))
-        return Budget(seconds)
+        least_s = with_chunk_s if is_prefill.any() else 0.0
+        return Budget(max(least_s, pace_s, float(turn_s[is_helped].min())))
 
     def _work(self, num_cached: Floats) -> _Work:
         estimator = self._estimator
@@ -165,12 +160,15 @@ class PassBudget:
         result: Floats = p.regained_share / p.spend_passes * np.maximum(spare_s, 0.0) * turns_left
         return result
 
-    def _pace_s(self, c: Candidates, turn_s: Floats, work: _Work) -> float:
+    def _pace_s(self, c: Candidates, is_prefill: Bools, turn_s: Floats, work: _Work, now_s: float) -> float:
         """Mean seconds of a pass if every session gets just what its SLO asks for: those that run take part as often
-        as they have to, and new tokens are as many per committed token as lately."""
+        as they have to, and new tokens are as many per committed token as lately, or as many as those of the prompts
+        that wait if these are more: where prompts are not computed, few new tokens were needed lately."""
         alone_s = self._estimator.pass_s(work.empty + work.own.min(axis=0))
         asked_per_s = float((1.0 / np.maximum(c.tpot_s[c.is_lost == 0], alone_s)).sum())
-        new_per_s = asked_per_s * self._per_committed[0]
+        waits = is_prefill & (c.is_lost == 0) & (c.needed_s > now_s)
+        due_per_s = float((c.num_uncached[waits] / np.maximum(c.needed_s[waits] - now_s, alone_s)).sum())
+        new_per_s = max(asked_per_s * self._per_committed[0], asked_per_s + due_per_s)
         pace_s = float(turn_s.min())
         for _ in range(_ROUNDS):
             shares = np.minimum(1.0, pace_s / turn_s)
