@@ -58,25 +58,22 @@ class Wisp:
         is_prefill = candidates.num_uncached > self._chunk_tokens
         has_prefill = bool(is_prefill.any())
         needs = self.needs(candidates, now_s, np.flatnonzero(~is_prefill) if has_prefill else None)
-        if len(needs.rows) and self._expires_s(candidates, is_prefill).min() <= now_s:
-            return self._busy(candidates, needs, is_prefill, now_s)
+        # When a prefill has waited for too long; infinite for others, whose needs tell that.
+        expires_s = np.where(is_prefill, candidates.ready_s + self._parameters.max_hold_s, np.inf)
+        if len(needs.rows) and expires_s.min() <= now_s:
+            return self._busy(candidates, needs, is_prefill, expires_s, now_s)
         held_until_s = self._held_until_s(candidates, needs, now_s)
         if held_until_s is not None:
             choice, work = replace(NOBODY, wake_s=held_until_s), self._empty_work
         elif self._is_idle(candidates, needs):
             choice, work = self._spare.choose(needs, is_alone=not has_prefill)
         else:
-            return self._busy(candidates, needs, is_prefill, now_s)
+            return self._busy(candidates, needs, is_prefill, expires_s, now_s)
         return self._prefill.add(candidates, np.flatnonzero(is_prefill), choice, work, now_s) if has_prefill else choice
 
-    def _expires_s(self, c: Candidates, is_prefill: Bools) -> Floats:
-        """When a prefill has waited for too long, `[S]`; infinite for others, whose needs tell that."""
-        return np.where(is_prefill, c.ready_s + self._parameters.max_hold_s, np.inf)
-
-    def _busy(self, c: Candidates, needs: Needs, is_prefill: Bools, now_s: float) -> Choice:
+    def _busy(self, c: Candidates, needs: Needs, is_prefill: Bools, expires_s: Floats, now_s: float) -> Choice:
         """A pass of a server whose time is scarce, or one behind which a prefill would have waited for too long: then
         the one that has waited longest is in, with a chunk."""
-        expires_s = self._expires_s(c, is_prefill)
         must_s = np.where(expires_s > expires_s.min(), np.inf, expires_s)
         must_s[needs.rows] = needs.need_s
         return self._turns.choose(c, is_prefill, must_s, now_s, self._budget.of(c, is_prefill, now_s))
