@@ -6,8 +6,8 @@ sleeps, draws or measures: time is an argument, so that the simulator drives thi
 
 Waiting is bounded but under `edf`, where hopelessly late sessions may fill every pass. `continuous` and `fcfs` order by
 readiness, and being served puts a session behind; `wisp` holds nobody for longer than `WispParameters.max_hold_s`.
-Who has waited longer is served before all others; of prompts only the one that has waited longest. Under KV pressure see
-`kv_admission`.
+Who has waited longer is served before all others; of prompts only the one that has waited longest. Under KV pressure
+see `kv_admission`.
 """
 
 from __future__ import annotations
