@@ -15,7 +15,8 @@ from wisp_plugin.estimator import Costs, Estimator
 from wisp_plugin.messages import Origin, PassOutcome, Status, Timing
 from wisp_plugin.policies import Choice
 from wisp_plugin.roster import Candidates
-from wisp_plugin.server_drafts import ServerDrafts
+from wisp_plugin.server_drafts import ServerDrafts, draft_weights
+from wisp_plugin.wisp_parameters import WispParameters
 
 
 def steps_of(step_s: float) -> Estimator:
@@ -224,3 +225,20 @@ class TestCommits:
         assert commit is not None
         assert commit.tokens.tolist() == [5, 6]
         assert session.status is Status.EOS
+
+
+class TestWeights:
+    def test_who_tells_nothing_counts_like_the_others_and_changes_nothing(self) -> None:
+        """Prompts and newcomers are no poor sessions, and a burst of them makes nobody rich."""
+        c = make_candidates(
+            7, tpot_s=0.02, tokens_per_turn=[2.0, 3.0, 4.0, 1.0, 1.0, 1.0, 1.0],
+            num_turns=[50, 50, 50, 0, WispParameters().young_turns - 1, 50, 50], is_lost=[0, 0, 0, 0, 0, 1, 0],
+            is_sync=[0, 0, 0, 0, 0, 0, 1],
+        )  # fmt: skip
+        assert draft_weights(c, np.arange(7)).tolist() == pytest.approx([1.5, 1.0, 0.75, 1.0, 1.0, 1.0, 1.0])
+        assert draft_weights(c, np.array([3, 4])).tolist() == [1.0, 1.0]
+
+    def test_a_token_counts_more_for_who_gets_less_from_a_turn(self) -> None:
+        c = make_candidates(5, tpot_s=[0.02, 0.02, 0.04, 0.04, 9.0], tokens_per_turn=[1.0, 3.0, 2.0, 1.5, 3.0])
+        # Turns of 20, 60, 80, 60 ms and 27 s; the median is 60.
+        assert draft_weights(c, np.arange(5)).tolist() == pytest.approx([2.0, 1.0, 0.75, 1.0, 0.6])

@@ -17,7 +17,6 @@ from wisp_plugin.estimator import EMPTY_PASS, Costs, Estimator, item_features, t
 from wisp_plugin.policies import PREFILL, TURN, Choice
 from wisp_plugin.roster import Candidates
 from wisp_plugin.wisp_budget import Budget, PassBudget
-from wisp_plugin.wisp_offers import draft_weights
 from wisp_plugin.wisp_parameters import WispParameters
 from wisp_plugin.wisp_policy import Wisp
 from wisp_plugin.wisp_turns import Turns
@@ -32,11 +31,13 @@ LONGEST_S = 0.01 / P.least_saving  # of which a pass of LINEAR costs loses no mo
 
 
 def take(
-    c: Candidates, budget_s: float, must_s: Any = math.inf, draft_price: float | None = None, **config: Any
-) -> Choice:
+    c: Candidates, budget_s: float, must_s: Any = math.inf, draft_price: float = 0.4, needs_drafts: bool = True,
+    **config: Any,
+) -> Choice:  # fmt: skip
     is_prefill = c.num_uncached > min(P.prefill_tokens, make_config(**config).max_pass_tokens)
     turns = Turns(make_config(**config), Estimator(LINEAR), P)
-    return turns.choose(c, is_prefill, np.full(len(c), must_s, np.float64), NOW_S, Budget(budget_s, draft_price))
+    budget = Budget(budget_s, draft_price, needs_drafts)
+    return turns.choose(c, is_prefill, np.full(len(c), must_s, np.float64), NOW_S, budget)
 
 
 def seconds_of(c: Candidates, choice: Choice) -> float:
@@ -206,26 +207,30 @@ class TestBudget:
 
 
 class TestDraftWeights:
-    def test_who_tells_nothing_counts_like_the_others_and_changes_nothing(self) -> None:
-        """Prompts and newcomers are no poor sessions, and a burst of them makes nobody rich."""
-        c = make_candidates(
-            7, tpot_s=0.02, tokens_per_turn=[2.0, 3.0, 4.0, 1.0, 1.0, 1.0, 1.0],
-            num_turns=[50, 50, 50, 0, P.young_turns - 1, 50, 50], is_lost=[0, 0, 0, 0, 0, 1, 0],
-            is_sync=[0, 0, 0, 0, 0, 0, 1],
-        )  # fmt: skip
-        assert draft_weights(c, P).tolist() == pytest.approx([1.5, 1.0, 0.75, 1.0, 1.0, 1.0, 1.0])
-        assert draft_weights(c.only(np.array([3, 4])), P).tolist() == [1.0, 1.0]
-
-    def test_a_token_counts_more_for_who_gets_less_from_a_turn(self) -> None:
-        c = make_candidates(5, tpot_s=[0.02, 0.02, 0.04, 0.04, 9.0], tokens_per_turn=[1.0, 3.0, 2.0, 1.5, 3.0])
-        weights = draft_weights(c, P).tolist()  # turns of 20, 60, 80, 60 ms and 27 s; the median is 60
-        assert weights == pytest.approx([P.most_draft_weight, 1.0, 0.75, 1.0, P.least_draft_weight])
-
     def test_a_pass_without_room_takes_what_the_poorer_need(self) -> None:
-        """Drafts that are alike: all of the poorest session, none of the richest one; of nobody if nobody needs any."""
-        c = make_candidates(3, [[0.45, 0.3]] * 3, tpot_s=[0.02, 0.05, 0.2])
-        assert take(c, 0.0108).num_drafts.tolist() == [2, 1, 0]
-        assert take(c, 0.0108, draft_price=0.5).num_drafts.tolist() == [0, 0, 0]
+        """Drafts that are alike: all of a session whose turns are worth a part of a pass, none of the richest one; and
+        none of anybody if nobody needs any."""
+        c = make_candidates(3, [[0.45, 0.3]] * 3, tpot_s=[0.004, 0.0108, 0.2])
+        assert take(c, 0.0108, draft_price=0.6).num_drafts.tolist() == [2, 1, 0]
+        assert take(c, 0.0108, draft_price=0.6, needs_drafts=False).num_drafts.tolist() == [0, 0, 0]
+
+    def test_who_tells_nothing_counts_once_however_short_its_turns_are(self) -> None:
+        """Newcomers, lost sessions and `sync`: what their turns are worth is not known, or sets no length."""
+        for told in ({"num_turns": P.young_turns - 1.0}, {"is_lost": 1.0}, {"is_sync": 1.0}):
+            c = make_candidates(2, [[0.45], [0.9]], tpot_s=0.004, **told)
+            num_drafts = take(c, 0.0103, draft_price=0.6).num_drafts.tolist()
+            assert num_drafts[0] == ("is_sync" in told), told  # there a draft is whole
+        assert take(make_candidates(2, [[0.45], [0.9]], tpot_s=0.004), 0.0103, draft_price=0.6).num_drafts[0] == 1
+
+    def test_the_price_of_a_draft_is_its_time_in_that_of_a_committed_token_prompts_apart(self) -> None:
+        """Of LINEAR's 20 ms, 10 are spent on 100 tokens, of which 50 belong to prompts and 25 are committed."""
+        budget, nobody = PassBudget(Estimator(LINEAR), P), np.zeros(2, bool)
+        c = make_candidates(2, num_cached=0.0, tpot_s=0.0201, tokens_per_turn=1.0, num_turns=50)
+        found = budget.of(c, nobody, NOW_S)
+        assert found.needs_drafts
+        num_new = (found.seconds - 0.01) / TOKEN_S
+        committing_s = found.seconds - 0.5 * num_new * TOKEN_S
+        assert found.draft_price == pytest.approx(TOKEN_S * 0.5 * num_new / committing_s, rel=0.05)
 
 
 class TestOrder:
@@ -257,18 +262,18 @@ class TestOrder:
 
     def test_where_nobody_needs_drafts_only_those_worth_their_price_take_part(self) -> None:
         c = make_candidates(3, [0.9, 0.5], needed_s=[1.01, 1.02, 1.03], tpot_s=0.1)
-        assert parts(take(c, 0.0106, draft_price=0.6)) == [(0, 1, 1), (1, 1, 1), (2, 1, 1)]
+        assert parts(take(c, 0.0106, draft_price=0.6, needs_drafts=False)) == [(0, 1, 1), (1, 1, 1), (2, 1, 1)]
         assert parts(take(c, 0.0106)) == [(0, 1, 2), (1, 1, 2)]
-        assert parts(take(c, 1.0, draft_price=0.6)) == [(0, 1, 1), (1, 1, 1), (2, 1, 1)]
-        assert parts(take(c, 1.0, draft_price=0.4)) == [(0, 1, 2), (1, 1, 2), (2, 1, 2)]
+        assert parts(take(c, 1.0, draft_price=0.6, needs_drafts=False)) == [(0, 1, 1), (1, 1, 1), (2, 1, 1)]
+        assert parts(take(c, 1.0, draft_price=0.4, needs_drafts=False)) == [(0, 1, 2), (1, 1, 2), (2, 1, 2)]
 
     def test_where_nobody_needs_drafts_prompts_with_time_take_what_is_left(self) -> None:
         """Running sessions that are far ahead come before a prompt, until it is due within a few passes."""
         late_s, soon_s = NOW_S + 9.0, NOW_S + 0.9 * P.first_token_passes * 0.01235
         c = make_candidates(3, num_uncached=[1, 200, 1], needed_s=[30.0, late_s, 30.0], num_cached=[9.0, 0.0, 9.0])
-        assert parts(take(c, 0.01235, draft_price=0.6)) == [(0, 1, 0), (1, 21, 0), (2, 1, 0)]
+        assert parts(take(c, 0.01235, draft_price=0.6, needs_drafts=False)) == [(0, 1, 0), (1, 21, 0), (2, 1, 0)]
         urgent = replace(c, needed_s=np.array([30.0, soon_s, 30.0]))
-        assert parts(take(urgent, 0.01235, draft_price=0.6)) == [(1, 23, 0)]
+        assert parts(take(urgent, 0.01235, draft_price=0.6, needs_drafts=False)) == [(1, 23, 0)]
         assert parts(take(c, 0.01235)) == [(1, 23, 0)]
 
     def test_a_prompt_behind_which_another_would_be_late_comes_later(self) -> None:
@@ -296,14 +301,14 @@ class TestOrder:
 
 @settings(max_examples=150, deadline=None)
 @given(
-    candidates(), st.floats(0.0, 0.2), st.sampled_from([None, None, 0.5, 1.0]), st.sampled_from([1, 7, 16, 60, 512]),
-    st.integers(1, 9),
+    candidates(), st.floats(0.0, 0.2), st.sampled_from([0.0, 0.5, 1.0]), st.booleans(),
+    st.sampled_from([1, 7, 16, 60, 512]), st.integers(1, 9),
 )  # fmt: skip
 def test_a_pass_keeps_to_its_budget_but_for_those_who_must(
-    c: Candidates, budget_s: float, price: float | None, max_tokens: int, max_sessions: int
+    c: Candidates, budget_s: float, price: float, needs_drafts: bool, max_tokens: int, max_sessions: int
 ) -> None:
     must_s = np.where(c.needed_s < NOW_S, c.ready_s, np.inf)
-    choice = take(c, budget_s, must_s, price, max_pass_tokens=max_tokens, max_pass_sessions=max_sessions)
+    choice = take(c, budget_s, must_s, price, needs_drafts, max_pass_tokens=max_tokens, max_pass_sessions=max_sessions)
     new = choice.num_committed + choice.num_drafts
     assert len(choice.members) >= 1
     assert len(choice.members) <= max_sessions

@@ -9,7 +9,7 @@ The policy decides as if these tokens waited in the buffers already (`offer`). U
 server's time before the pass, so they have to pay for that (`settle`): a step is taken for as many members, the
 likeliest first, as make the expected tokens per second of the pass the highest, and among many sessions only if what
 it adds is worth `LEAST_GAIN` times what the pass is worth without it: longer passes cost others their SLO. A token
-counts the more, the less its session gets from a turn (`wisp_offers`): it is by those that passes are limited. (Batched
+counts the more, the less its session gets from a turn: it is by those that passes are limited. (Batched
 speculation whose length follows the load: SmartSpec, Liu et al. 2024. How large the gain has to be is an outcome of
 simulations: `bench/SIMULATION.md`.)
 """
@@ -25,12 +25,12 @@ from wisp_plugin.pass_features import choice_features
 from wisp_plugin.policies import Choice, expected_tokens
 from wisp_plugin.roster import Candidates, Floats, Ints
 from wisp_plugin.wisp_hold import FEW_SESSIONS
-from wisp_plugin.wisp_offers import draft_weights
 from wisp_plugin.wisp_parameters import WispParameters
 
 LEAST_GAIN = 1.2  # tokens per second that a step adds, over those of the pass without it; 1 among FEW_SESSIONS
 MOST_SKIPPED = 31  # plans without an offer, after offers that did not pay: 0, 1, 3, 7, ... behind each other
 _DRAFTING_MEMORY = 0.7  # share of the smoothed drafting time that a pass keeps
+_WEIGHTS = (0.6, 2.0)  # of a token, for sessions whose turns are worth much time, and little
 _PARAMETERS = WispParameters()
 
 
@@ -110,7 +110,7 @@ class ServerDrafts:
     def _values(self, c: Candidates, members: Ints) -> Floats:
         """What a token counts for each of the members, `[M]`."""
         value = np.where(c.is_lost[members] > 0, _PARAMETERS.lost_value, 1.0)
-        return value if len(c) <= FEW_SESSIONS else value * draft_weights(c, _PARAMETERS, members)
+        return value if len(c) <= FEW_SESSIONS else value * draft_weights(c, members)
 
     def note(self, drafting_s: float) -> None:
         """Before the newest pass the server drafted for so long, with what its model had to catch up with."""
@@ -163,3 +163,18 @@ class _Drafted:
     tokens: float
     drafting_s: float
     least_gain: float
+
+
+def draft_weights(c: Candidates, rows: Ints) -> Floats:
+    """What a draft token counts for each of the sessions `rows`: 1 where a turn is worth as much as in their median.
+
+    A turn is worth its tokens times the tpot. 1 as well for those whose turns are not known yet, prompts among them,
+    and for those whose turns set no length: lost ones, and `sync`.
+    """
+    weights = np.ones(len(rows))
+    is_known = (c.num_turns >= _PARAMETERS.young_turns) & (c.is_lost == 0) & (c.is_sync == 0)
+    known = np.flatnonzero(is_known[rows])
+    if len(known):
+        turn_s = (c.tpot_s * c.tokens_per_turn)[rows[known]]
+        weights[known] = np.median(turn_s) / turn_s
+    return weights.clip(*_WEIGHTS)

@@ -12,8 +12,10 @@ back. But there is always room for the smallest chunk of a prompt that waits: it
 Where all keep the pace with their own token of every pass, passes are alike for another reason: reading and computing
 overlap, so a pass full of prompts and one without take longer together than two that share them. Such a pass has the
 new tokens that come with what it commits, and a few more, so that prompts do not queue up; and no longer than sessions
-bear with what they are ahead. A draft token that is right saves another pass and not the prompts that come along: it
-has to be as likely as its time is to that of a committed token, prompts apart.
+bear with what they are ahead.
+
+A draft token that is right saves the time of a committed token, but not the prompts that come along: where time is
+scarce it has to be as likely as its own time is to that of a committed token, prompts apart.
 
 New tokens per committed one (prompts and rejected drafts are in it) are those of the last passes.
 """
@@ -39,18 +41,12 @@ _SIZES: Floats = np.geomspace(8.0, 4096.0, 37)  # new tokens of a pass that are 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How long the next pass may take.
-
-    `draft_price`: how likely a draft token has to be; None: some session does not keep its pace with own tokens alone.
-    """
+    """How long the next pass may take, how likely a draft token has to be in it where time is scarce, and whether some
+    session needs drafts to keep its pace."""
 
     seconds: float
-    draft_price: float | None = None
-
-    @property
-    def needs_drafts(self) -> bool:
-        """Whether some session needs drafts to keep its pace."""
-        return self.draft_price is None
+    draft_price: float
+    needs_drafts: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +58,11 @@ class _Work:
     own: Floats
     everyone: Floats
     token: Floats
+
+    @property
+    def beside(self) -> Floats:
+        """Work of a pass with everybody, without that of the tokens."""
+        return np.maximum(self.everyone - len(self.own) * self.token, 0.0)
 
 
 class PassBudget:
@@ -96,24 +97,25 @@ class PassBudget:
         runs = np.flatnonzero(~is_prefill & (c.is_lost == 0))
         work = self._work(c.num_cached[runs] if len(runs) else c.num_cached)
         with_chunk_s = self._with_chunk_s(work)
-        longest_s = max(with_chunk_s, self._longest_s(work))
+        seconds_by_size = self._seconds_by_size(work)
+        longest_s = max(with_chunk_s, self._longest_s(work, seconds_by_size))
         if not len(runs):
-            return Budget(longest_s)
+            return self._needing_drafts(work, seconds_by_size, longest_s)
         tokens_per_turn = self._tokens_per_turn(c, runs)
         worth_s = c.tpot_s[runs] * tokens_per_turn  # what a turn is worth in time, and of that in time of the target:
         turn_s = np.maximum(worth_s - c.drafting_s, _LEAST_TURN_S)
         pace_s = min(self._pace_s(c, is_prefill, turn_s, work, now_s), longest_s)
         is_helped = worth_s >= self._parameters.lost_pace * pace_s  # nobody is given up because the server drafts
         if not is_helped.any():
-            return Budget(longest_s)
+            return self._needing_drafts(work, seconds_by_size, longest_s)
         if c.tpot_s[runs][is_helped].min() >= longest_s:
             regained_s = self._regained_s(turn_s - pace_s, c.num_left[runs] / tokens_per_turn)
             spared_s = np.maximum(regained_s, (c.needed_s[runs] - now_s) / self._parameters.spend_passes)
             borne_s = float((turn_s + spared_s)[is_helped].min())
             level_s, draft_price = self._level(work, float(tokens_per_turn.sum()))
-            return Budget(max(longest_s, min(level_s, borne_s)), draft_price)
+            return Budget(max(longest_s, min(level_s, borne_s)), draft_price, needs_drafts=False)
         least_s = with_chunk_s if is_prefill.any() else 0.0
-        return Budget(max(least_s, pace_s, float(turn_s[is_helped].min())))
+        return self._needing_drafts(work, seconds_by_size, max(least_s, pace_s, float(turn_s[is_helped].min())))
 
     def _work(self, num_cached: Floats) -> _Work:
         estimator = self._estimator
@@ -121,29 +123,42 @@ class PassBudget:
         empty, token = estimator.work(EMPTY_PASS), estimator.work(token_features(num_cached.mean()))
         return _Work(empty, own, empty + own.sum(axis=0), token)
 
-    def _longest_s(self, work: _Work) -> float:
+    def _seconds_by_size(self, work: _Work) -> Floats:
+        """Seconds of passes with `_SIZES` new tokens in all."""
+        return self._estimator.seconds(work.beside + _SIZES[:, None] * work.token)
+
+    def _longest_s(self, work: _Work, seconds_by_size: Floats) -> float:
         """Seconds of the shortest pass that longer ones save hardly anything against: all but `least_saving` of it is
         what its tokens would cost if nothing came with them. With room for a few thousand tokens at most."""
-        beside = np.maximum(work.everyone - len(work.own) * work.token, 0.0)
-        seconds = self._estimator.seconds(beside + _SIZES[:, None] * work.token)
-        spent = _SIZES * self._estimator.pass_s(work.token) / seconds  # rises with the size
+        spent = _SIZES * self._estimator.pass_s(work.token) / seconds_by_size  # rises with the size
         enough = np.searchsorted(spent, 1.0 - self._parameters.least_saving)
-        return float(seconds[min(int(enough), len(_SIZES) - 1)])
+        return float(seconds_by_size[min(int(enough), len(_SIZES) - 1)])
+
+    def _needing_drafts(self, work: _Work, seconds_by_size: Floats, budget_s: float) -> Budget:
+        """The budget where some session needs drafts: their price in a pass that takes all of it."""
+        num_new = float(np.interp(budget_s, seconds_by_size, _SIZES))
+        return Budget(budget_s, min(1.0, self._draft_price(work, work.beside + num_new * work.token, num_new)))
 
     def _with_chunk_s(self, work: _Work) -> float:
         """Seconds of a pass with everybody's own token and the smallest chunk of prefill."""
         return self._estimator.pass_s(work.everyone + self._parameters.prefill_tokens * work.token)
 
     def _level(self, work: _Work, num_committed: float) -> tuple[float, float]:
-        """Seconds of a pass with all new tokens that come with `num_committed`, and the price of a draft token in it:
-        its time in those of a committed token, without what is computed for prompts."""
-        p, estimator = self._parameters, self._estimator
-        num_new, num_prompt = num_committed * self._per_committed
+        """Seconds of a pass with all new tokens that come with `num_committed`, and the price of a draft token."""
+        p = self._parameters
+        num_new = num_committed * float(self._per_committed[0])
         level = work.everyone + max(0.0, num_new - len(work.own)) * work.token
         longer = work.everyone + max(0.0, p.level_margin * num_new - len(work.own)) * work.token
-        token_s = float(estimator.weights(level) @ work.token)
-        committing_s = max(estimator.pass_s(level) - num_prompt * token_s, _LEAST_TURN_S)
-        return estimator.pass_s(longer), min(1.0, p.draft_margin * token_s * num_committed / committing_s)
+        return self._estimator.pass_s(longer), min(1.0, p.draft_margin * self._draft_price(work, level, num_new))
+
+    def _draft_price(self, work: _Work, whole: Floats, num_new: float) -> float:
+        """A draft token's time in those of a committed token, without what is computed for prompts, in a pass with work
+        `whole` `[2]` that has `num_new` new tokens."""
+        per_new, per_prompt = self._per_committed
+        num_committed = num_new / max(1.0, float(per_new))
+        token_s = float(self._estimator.weights(whole) @ work.token)
+        committing_s = self._estimator.pass_s(whole) - num_committed * float(per_prompt) * token_s
+        return token_s * num_committed / max(committing_s, _LEAST_TURN_S)
 
     def _tokens_per_turn(self, c: Candidates, runs: Ints) -> Floats:
         """Committed tokens per turn; of a session that has had few turns at least what the others have usually, or each

@@ -26,9 +26,8 @@ class WispParameters:
     late_first_tokens: float = 20.0  # a first token that will be late queues as if it were needed in so many tpot
     latest_first_tokens: float = 60.0  # at most so many tpot behind its due time: nothing that is new comes before then
     latest_first_token_s: float = 10.0  # nor more than this, whatever its tpot
-    least_survival: float = 0.4  # of a draft token, times its weight, in a pass that has no room for all
-    least_draft_weight: float = 0.6  # what a draft token counts for a session whose turns are worth much time
-    most_draft_weight: float = 2.0  # and for one whose turns are worth little
+    poor_turn_passes: float = 1.5  # turns that are worth fewer passes are poor: draft tokens count more to them
+    most_draft_weight: float = 4.0  # and so many times as much at most
     # Where everybody keeps the pace without drafts
     level_margin: float = 1.2  # of the new tokens that come with what a pass commits: so many it may have
     draft_margin: float = 1.15  # so many times its price a draft token has to be worth

@@ -20,7 +20,6 @@ from wisp_plugin.roster import Bools, Candidates, Floats, Ints
 from wisp_plugin.wisp_budget import Budget
 from wisp_plugin.wisp_fill import Fill, Wanted
 from wisp_plugin.wisp_first_tokens import will_be_late
-from wisp_plugin.wisp_offers import draft_weights
 from wisp_plugin.wisp_parameters import WispParameters
 
 
@@ -40,17 +39,16 @@ class Turns:
         num_uncached[has_no_room] = np.minimum(num_uncached[has_no_room], self._chunk_tokens)
         num_drafts = np.where(num_uncached < c.num_uncached, 0.0, c.num_buffered)
         # Where nobody needs drafts, what a rejected one costs serves somebody else's own token, whoever's it is.
-        p = self._parameters
         value, price = c.survival, budget.draft_price
-        if price is None:
-            value = value * draft_weights(c, p)[:, None]
+        if budget.needs_drafts:
+            value = value * self._weights(c, budget.seconds)[:, None]
             price = self._price(c, ~is_prefill, num_uncached) if num_drafts.any() else 0.0
         num_drafts = self._valuable(c, value, price, num_drafts)
         if self._fits(c, num_uncached, num_drafts, budget.seconds):
             committed, drafts = num_uncached.astype(np.int64), num_drafts.astype(np.int64)
         else:
             order = self._order(c, is_prefill, must_s, has_no_room, now_s, budget)
-            scarce = self._valuable(c, value, p.least_survival, num_drafts) if budget.needs_drafts else num_drafts
+            scarce = self._valuable(c, value, budget.draft_price, num_drafts)
             wanted = Wanted(num_uncached, scarce, must)
             fill = Fill(self._config, self._estimator, c, wanted, self._chunk_tokens, budget.seconds)
             committed, drafts = fill.take(order)
@@ -87,6 +85,16 @@ class Turns:
         rank[has_no_room], needed_s[has_no_room] = -1, must_s[has_no_room]
         order: Ints = np.lexsort((needed_s, rank))
         return order
+
+    def _weights(self, c: Candidates, budget_s: float) -> Floats:
+        """What a draft token counts for each session, `[S]`: 1, but more for those whose turns are hardly worth a pass
+        of `budget_s`: they need richer ones, or set its length, or are given up. A turn is worth its tokens times the
+        tpot. 1 as well for those whose turns are not known yet, prompts among them, and for those whose turns set no
+        length: lost ones, and `sync`."""
+        p = self._parameters
+        is_known = (c.num_turns >= p.young_turns) & (c.is_lost == 0) & (c.is_sync == 0)
+        weights = p.poor_turn_passes * budget_s / (c.tpot_s * c.tokens_per_turn)
+        return np.where(is_known, weights.clip(1.0, p.most_draft_weight), 1.0)
 
     def _price(self, c: Candidates, runs: Bools, num_uncached: Floats) -> float:
         """What the time of a draft token costs everybody else who `runs`, in tokens."""
