@@ -10,7 +10,7 @@ from bench.cells import Cell, Timing
 from bench.intervals import Interval, mean_interval, ratio_interval
 from bench.scheduler_systems import Lab
 from bench.search import Best, Question, best_of, find_best
-from bench.systems import BASELINES, SYSTEMS, Kind
+from bench.systems import BASELINES, SYSTEMS, Kind, reachable
 
 PUBLISHED = {"centralized": (2.1, 1.94), "sled": (4.1, 3.7)}  # capacity and goodput of the paper's best case
 
@@ -73,7 +73,7 @@ def compare(
 
 def _at_best(cell: Cell, kind: Kind, best: Best, timing: Timing, seed: int, wants_peak: bool) -> list[Question]:
     """One question, or two if capacity and peak have different settings."""
-    by_name = {str(setting): setting for setting in kind.settings}
+    by_name = reachable(kind.settings)
     holder, leader = by_name[best.capacity_setting], by_name[best.peak_setting]
     one = Question(cell, kind.only(holder), timing, seed, max(1, best.capacity), wants_peak)
     if not wants_peak or holder == leader:

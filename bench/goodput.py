@@ -26,8 +26,8 @@ from bench.comparison_command import add_common, asked, assumptions, mean_figure
 from bench.report import finish, print_table
 from bench.scheduler_systems import Lab
 from bench.search import measure_in
-from bench.sensitivity import SENSITIVITY_COLUMNS, sensitivity, variants
-from bench.systems import Kind
+from bench.sensitivity import SENSITIVITY_COLUMNS, sensitivity, table_rows, variants
+from bench.systems import FEW, FULL, Kind, reachable
 
 GRID = (8, 16, 24, 32, 40, 56, 68, 80, 104)
 _SHOWN = ("goodput", "attainment", "wdt_share", "busy_share", "mean_pass_ms")
@@ -46,13 +46,14 @@ def main(args: argparse.Namespace) -> int:
     with Lab(args.jobs) as lab:
         comparison = compare(lab, cell, kinds, timing, seeds, together=args.together)
         lines = curves(lab, comparison, kinds, timing, seeds[0], GRID[1::3] if args.quick else GRID)
-        others = sensitivity(lab, variants(cell), timing, args.seed) if args.sensitivity else []
+        tried = FEW if args.few or args.quick else FULL
+        others = sensitivity(lab, variants(cell), timing, args.seed, tried) if args.sensitivity else []
     print("\n".join(["", *assumptions(cell, timing, seeds)]))
     print_table("Goodput, each system at its best", SUMMARY_COLUMNS, summary_rows(comparison))
     rows = [(name, n, *(f[k] for k in _SHOWN)) for name, line in lines.items() for n, f in line.items()]
     print_table("Goodput over devices, first seed", ("system", "devices", *_SHOWN), rows)
     if others:
-        print_table("Other assumptions, first seed", SENSITIVITY_COLUMNS, [list(row.values()) for row in others])
+        print_table("Other assumptions, first seed", SENSITIVITY_COLUMNS, table_rows(others))
     figures: dict[str, Any] = {**mean_figures(comparison, "goodput", timing)}
     figures |= ratio_figures(comparison, "goodput") | ratio_figures(comparison, "capacity")
     if args.report:
@@ -85,7 +86,7 @@ def curves(
     best = {}
     for kind in kinds:
         wanted = comparison.bests[kind.name][0].peak_setting
-        best[kind.name] = kind.only(next(s for s in kind.settings if str(s) == wanted))
+        best[kind.name] = kind.only(reachable(kind.settings)[wanted])
     points = [_Point(comparison.cell, kind, timing, seed, n) for kind in best.values() for n in grid]
     answers = iter(lab.map("curves", _measure, points))
     return {name: {n: next(answers) for n in grid} for name in best}
@@ -111,5 +112,5 @@ def _write(
                  "Mean interference of the tightest class, first seed")  # fmt: skip
     if others:
         page.heading("Other assumptions, first seed")
-        page.table(SENSITIVITY_COLUMNS, [list(row.values()) for row in others])
+        page.table(SENSITIVITY_COLUMNS, table_rows(others))
     page.write(folder / "goodput.html")

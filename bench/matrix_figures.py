@@ -69,8 +69,9 @@ def _against_systems(results: Sequence[CellResult], figure: str) -> dict[str, An
     for system, pair in PUBLISHED.items():
         asked = pair[0 if figure == "capacity" else 1]
         ratios = [against(r, figure, system) for r in counted]
-        # Without anything on the other side the published ratio holds, but there is no number for a median.
-        bounded = [ratio if ratio is not None else math.inf for ratio in ratios]
+        # Without anything on the other side alone the published ratio holds, but there is no number for a median.
+        alone = [math.inf if mean(getattr(r, figure)["wisp"]) else 0.0 for r in counted]
+        bounded = [other if ratio is None else ratio for ratio, other in zip(ratios, alone, strict=True)]
         middle = statistics.median(bounded) if bounded else None
         key = f"{figure}_vs_{system}"
         figures[f"{key}_median"] = middle if middle is not None and math.isfinite(middle) else None

@@ -20,7 +20,7 @@ from typing import Any
 from bench.cells import Cell, Timing
 from bench.report import commit
 from bench.search import Best
-from bench.systems import Kind
+from bench.systems import CHUNKS, LENGTHS, Kind
 from wisp_plugin.errors import ConfigError
 from wisp_plugin.wisp_parameters import WispParameters
 
@@ -82,6 +82,8 @@ def same_to(kind: Kind, cell: Cell, parts: Parts) -> Part | None:
 def key_of(timing: Timing, seeds: Sequence[int], kind: Kind) -> str:
     """What decides about the results of a system besides the cell and the code: 12 hex digits."""
     settings = [kind.name, *map(repr, kind.settings)]  # `str` leaves out what a person need not see
+    if any(kind.neighbours(setting) for setting in kind.settings):
+        settings += ["and", *map(str, CHUNKS), *map(str, LENGTHS)]
     parameters = asdict(WispParameters()) if any(setting.policy == "wisp" for setting in kind.settings) else {}
     asked = json.dumps([asdict(timing), list(seeds), settings, parameters], sort_keys=True)
     return hashlib.sha256(asked.encode()).hexdigest()[:12]

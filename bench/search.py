@@ -2,10 +2,11 @@
 
 Capacity: the usual setting is bisected first. Any other setting has to hold more devices than the best so far, which
 one run tells; only if it does is it followed upwards. So every setting of the sweep is tried, and few runs are long
-ones. Peak goodput: every setting is tried at the number of devices that gave the most so far and with twice as many
-(what gives up a class may do best there); the best one with fewer and a few more too, and it climbs from there, up or
-down, first in large steps, then in small ones. Attainment is taken to fall with the number of devices. Runs are random
-in their sessions, so all this holds to a few percent with one seed.
+ones. Then the neighbours of the best one, until none holds more. Peak goodput: every setting is tried at the number of
+devices that gave the most so far and with twice as many (what gives up a class may do best there); the best one with
+fewer and a few more too, and it climbs from there, up or down, first in large steps, then in small ones; again its
+neighbours follow. Attainment is taken to fall with the number of devices. Runs are random in their sessions, so all
+this holds to a few percent with one seed.
 """
 
 from __future__ import annotations
@@ -82,10 +83,15 @@ class Search:
         """The most devices that any setting holds (0: not even one), and that setting."""
         best = kind.settings[0]
         most = self._bisect(best, 0, self._first)
-        for setting in kind.settings[1:]:
+        tried, waiting = {best}, list(kind.settings[1:])
+        while waiting:
+            setting = waiting.pop(0)
+            tried.add(setting)
             above = most + max(1, round(self._resolution * most))
             if above <= self._most and self.holds(setting, above):
                 best, most = setting, self._bisect(setting, above, round(1.25 * above) + 1)
+            if not waiting:
+                waiting = [following for following in kind.neighbours(best) if following not in tried]
         return most, best
 
     def _bisect(self, setting: Setting, good: int, probe: int) -> int:
@@ -119,8 +125,19 @@ class Search:
             self._climb(factor)
         for setting in kind.settings if len(self._climbs) > 1 else ():  # the peak has moved: once more
             self.run(setting, self._leader()[1])
+        self._climb_settings(kind)
         setting, num_devices = self._leader()
         return num_devices, setting
+
+    def _climb_settings(self, kind: Kind) -> None:
+        """From the setting of the leader to better ones next to it, each with the number of devices that suits it."""
+        tried: set[Setting] = set()
+        while (leading := self._leader()[0]) not in tried:
+            tried.add(leading)
+            for setting in kind.neighbours(leading):
+                self.run(setting, self._leader()[1])
+            if self._leader()[0] != leading:
+                self._climb(self._climbs[-1])
 
     def _scaled(self, num_devices: int, factor: float) -> int:
         return min(max(1, round(factor * num_devices)), self._most)

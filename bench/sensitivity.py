@@ -14,7 +14,7 @@ from bench.comparison import chosen_kinds
 from bench.gpu_profile import DEFAULT, NORMS
 from bench.scheduler_systems import Lab
 from bench.search import Question, find_best
-from bench.systems import FEW
+from bench.systems import Kind
 
 MEASURED = "h100-qwen3-32b"  # by `wisp-bench profile --shape qwen3-32b --device cuda` on an H100
 SYSTEMS_SHOWN = ("centralized", "sled", "published", "colocated")
@@ -32,9 +32,12 @@ def variants(headline: Cell = MIX) -> list[Cell]:
     return [headline, *drafts, *(cell for cell in forms if cell != headline)]
 
 
-def sensitivity(lab: Lab, cells: Sequence[Cell], timing: Timing, seed: int) -> list[dict[str, Any]]:
-    """A row per cell, see SENSITIVITY_COLUMNS; ratios are None where the other system has nothing."""
-    kinds = chosen_kinds(SYSTEMS_SHOWN, FEW)
+def sensitivity(
+    lab: Lab, cells: Sequence[Cell], timing: Timing, seed: int, tried: Sequence[Kind]
+) -> list[dict[str, Any]]:
+    """A row per cell, see SENSITIVITY_COLUMNS; ratios are None where the other system has nothing. `tried`: systems
+    with the settings that are tried."""
+    kinds = chosen_kinds(SYSTEMS_SHOWN, tried)
     questions = [Question(cell, kind, timing, seed) for cell in cells for kind in kinds]
     answers = iter(lab.map("sensitivity", find_best, questions))
     rows = []
@@ -45,8 +48,14 @@ def sensitivity(lab: Lab, cells: Sequence[Cell], timing: Timing, seed: int) -> l
                                "goodput": wisp.peak_goodput}  # fmt: skip
         row |= {f"capacity_vs_{n}": _ratio(wisp.capacity, bests[n].capacity) for n in SYSTEMS_SHOWN}
         row |= {f"goodput_vs_{n}": _ratio(wisp.peak_goodput, bests[n].peak_goodput) for n in SYSTEMS_SHOWN}
+        row["settings"] = {name: [best.capacity_setting, best.peak_setting] for name, best in bests.items()}
         rows.append(row)
     return rows
+
+
+def table_rows(rows: Sequence[dict[str, Any]]) -> list[list[Any]]:
+    """What a table shows of the rows of `sensitivity`: all but the settings."""
+    return [[value for name, value in row.items() if name != "settings"] for row in rows]
 
 
 def _ratio(value: float, other: float) -> float | None:

@@ -11,8 +11,10 @@
     wisp-edge-only ours without that draft model
     wisp-no-*      ours with it, without drafts of devices, without its controller, its scheduler, its holding
 
-A setting is a `Setting`; `Kind` lists those of a system, the usual one first. All have the same KV memory, but that
-what drafts on the server keeps its draft model and its KV there too.
+A setting is a `Setting`; `Kind` lists those of a system that a search begins with, the usual one first. From the best
+of them it goes on to the next chunk sizes and draft lengths (`neighbours`), until none is better: no baseline is held
+back by where its list ends, on whatever profile. All have the same KV memory, but that what drafts on the server keeps
+its draft model and its KV there too.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ from wisp_plugin.policies import Continuous
 from wisp_plugin.wisp_policy import Wisp, WispParameters
 
 WHOLE = 2048  # tokens of a pass: no prompt of the workload is longer
+CHUNKS = (32, 48, 64, 80, 96, 112, 128, 192, 256, 384, 512, 768, 1024)  # steps of a search, like the next
+LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16)
 NO_DRAFTS = RuleSpec("fixed", 0)
 PRICE = RuleSpec("price")
 SIX, THREE = RuleSpec("fixed", 6), RuleSpec("fixed", 3)
@@ -93,12 +97,41 @@ class Setting:
         return ", ".join(parts)
 
 
+def neighbours(setting: Setting) -> list[Setting]:
+    """Settings with the next smaller and larger chunk, and the next shorter and longer draft, where there is a chunk
+    and a draft of a certain length."""
+    chunks = [replace(setting, chunk=chunk) for chunk in _next_to(setting.chunk, CHUNKS)]
+    rule = setting.rule
+    lengths = _next_to(rule.length, LENGTHS) if rule.name in ("fixed", "confidence") else []
+    return [*chunks, *(replace(setting, rule=replace(rule, length=length)) for length in lengths)]
+
+
+def _next_to(value: int, steps: Sequence[int]) -> list[int]:
+    """The steps before and behind `value`; none if it is no step."""
+    if value not in steps:
+        return []
+    at = steps.index(value)
+    return list(steps[max(0, at - 1) : at] + steps[at + 1 : at + 2])
+
+
+def reachable(settings: Sequence[Setting]) -> dict[str, Setting]:
+    """Every setting that a search from `settings` may come to, by name."""
+    found = {str(setting): setting for setting in settings}
+    waiting = list(settings)
+    while waiting:
+        new = {str(n): n for n in neighbours(waiting.pop()) if str(n) not in found}
+        found |= new
+        waiting += new.values()
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A system and its settings, the usual one first."""
+    """A system and the settings that a search begins with, the usual one first. `is_open`: it goes on to others."""
 
     name: str
     settings: Sequence[Setting]
+    is_open: bool = True
 
     @property
     def sees(self) -> tuple[str, ...]:
@@ -109,8 +142,12 @@ class Kind:
         return ("draft",) if is_thin and on_server else () if is_thin else ("speeds", "draft")
 
     def only(self, setting: Setting) -> Kind:
-        """The system with one setting."""
-        return replace(self, settings=(setting,))
+        """The system with one setting and no other."""
+        return replace(self, settings=(setting,), is_open=False)
+
+    def neighbours(self, setting: Setting) -> list[Setting]:
+        """Where a search goes on from `setting`."""
+        return neighbours(setting) if self.is_open else []
 
     def parts(self, size: int) -> list[Kind]:
         """The system with at most `size` of its settings each, in their order; 0: as it is."""
@@ -165,7 +202,7 @@ ABLATIONS = (
     Kind("wisp-no-scheduler", [replace(_OURS, system="wisp-no-scheduler", policy="edf", chunk=c) for c in (96, 192)]),
     Kind("wisp-no-holding", [replace(_OURS, system="wisp-no-holding", parameters=WispParameters(holds=False))]),
 )
-# What the full sweeps try; `FEW` are those that were best in the default mix, and their neighbours.
+# What the full sweeps begin with; `FEW` are those that were best in the default mix.
 FULL: tuple[Kind, ...] = (
     _centralized((96, 64, 128, 192, 256, 384), (96, 80, 112, 128)),
     _sled((4, 6, 12, 8), (0.3, 0.6), ((16, 10.0), (64, 0.0), (8, 10.0)), (128, 192)),
@@ -179,12 +216,12 @@ FULL: tuple[Kind, ...] = (
     _fixed_edf((4, 2, 6, 8), (192, 96, 256, 384)),
 )
 FEW: tuple[Kind, ...] = (
-    _centralized((192, 256), (96, 112)),
-    _sled((4, 8), (0.3,), ((16, 10.0),), (128,)),
+    _centralized((192,), (96,)),
+    _sled((8,), (0.3,), ((16, 10.0),), (128,)),
     _published((0.7,), (192,), (128,)),
     SLO_CENTRAL,
-    _colocated(("edf",), (192, 256), [RuleSpec("fixed", 1), RuleSpec("fixed", 2)]),
-    _fixed_edf((4, 2), (192, 96, 256)),
+    _colocated(("edf",), (256,), [RuleSpec("fixed", 2), RuleSpec("fixed", 1)]),
+    _fixed_edf((4, 2), (192,)),
 )
 BASELINES = tuple(kind.name for kind in FULL)
 SYSTEMS = {kind.name: kind for kind in (*FULL, WISP, *ABLATIONS)}

@@ -23,7 +23,7 @@ from bench.intervals import mean_interval, ratio_interval
 from bench.scheduler_systems import Lab
 from bench.search import Search
 from bench.simulator import simulate
-from bench.systems import ABLATIONS, FEW, FULL, SYSTEMS, WISP, Kind, Setting
+from bench.systems import ABLATIONS, CHUNKS, FEW, FULL, LENGTHS, SYSTEMS, WISP, Kind, Setting, reachable
 from tests.comparison_fakes import best_of
 from wisp_plugin.controller import Chain
 from wisp_plugin.draft_stats import DraftStats
@@ -31,7 +31,7 @@ from wisp_plugin.errors import ConfigError
 from wisp_plugin.pace import Pace
 
 A, B = Setting("x", "edf", RuleSpec("fixed", 1)), Setting("x", "edf", RuleSpec("fixed", 2))
-KIND = Kind("x", [A, B])
+KIND = Kind("x", [A, B], is_open=False)
 
 
 class TestSearch:
@@ -67,6 +67,37 @@ class TestSearch:
         num_devices, setting = search.peak(KIND)
         assert setting == B
         assert search.runs[setting, num_devices]["goodput"] > 0.85 * 200.0
+
+
+    @pytest.mark.parametrize(("chunk", "length"), [(32, 1), (768, 4), (96, 16)])
+    def test_goes_on_to_better_settings_than_those_it_begins_with(self, chunk: int, length: int) -> None:
+        """The nearer to one setting the more devices, and the higher the peak: both end there, from wherever."""
+
+        def measure(setting: Setting, n: int) -> dict[str, float]:
+            far = abs(CHUNKS.index(setting.chunk) - CHUNKS.index(chunk))
+            far += abs(LENGTHS.index(setting.rule.length) - LENGTHS.index(length))
+            height = 1000.0 * 0.8**far
+            return {"attainment": float(n <= 0.1 * height), "goodput": height - abs(n - 0.1 * height)}
+
+        search = Search(measure, 24, most=500)
+        num_devices, setting = search.capacity(replace(KIND, is_open=True))
+        assert (setting.chunk, setting.rule.length) == (chunk, length)
+        assert 95 <= num_devices <= 100
+        setting = search.peak(replace(KIND, is_open=True))[1]
+        assert (setting.chunk, setting.rule.length) == (chunk, length)
+        assert reachable(KIND.settings)[str(setting)] == setting
+
+    def test_one_setting_stays_alone(self) -> None:
+        """On other seeds a system has the setting that it was tuned to."""
+        search = self.search({A: 60, B: 40})
+        assert search.capacity(replace(KIND, is_open=True).only(A))[1] == A
+        assert {setting for setting, _ in search.runs} == {A}
+
+    def test_what_is_ours_has_no_such_settings(self) -> None:
+        """One set of constants everywhere."""
+        assert not any(WISP.neighbours(setting) for setting in WISP.settings)
+        assert not SYSTEMS["slo-central"].neighbours(SYSTEMS["slo-central"].settings[0])
+        assert all(any(kind.neighbours(s) for s in kind.settings) for kind in FEW if kind.name != "slo-central")
 
 
 class TestProfiles:
