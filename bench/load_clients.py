@@ -89,6 +89,7 @@ class _Session:
 
     def __init__(self, world: LiveWorld, client: SimulatedClient, channel: grpc.aio.Channel, wire_id: str) -> None:
         self.client, self.wire_id = client, wire_id
+        self.has_ended = False  # by a final status
         self._world = world
         self._requests: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._call = channel.stream_stream(STREAM_METHOD)(self._outgoing())
@@ -115,6 +116,7 @@ class _Session:
                     if self.client.record.num_refused:  # a draft that was on its way when its session was refused
                         continue
                     raise
+                self.has_ended = self.has_ended or commit.status is not Status.RUNNING
                 self._world.on_commit(self.client, commit)
         except grpc.aio.AioRpcError as error:
             raise TransportError(f"the stream of a device broke: {error.details()}") from None
@@ -139,6 +141,7 @@ class LiveWorld:
         self._devices = {device.index: device for device in devices}
         self._arrivals = Arrivals(scenario.workload, devices, scenario.duration_s)
         self._sessions: dict[str, _Session] = {}
+        self._is_leaving = False
 
     async def run(self) -> None:
         """Until the end of the run. Raises whatever a session or an event raises."""
@@ -159,11 +162,14 @@ class LiveWorld:
         if self.events.error is not None:
             raise self.events.error
         for session in self._sessions.values():
-            if session.task.done() and session.task.exception() is not None:
-                raise session.task.exception()  # type: ignore[misc]
+            if session.task.done():
+                session.task.result()
+                if not session.has_ended:
+                    raise TransportError("the server has ended a device's stream in the middle of its session")
 
     async def _leave(self) -> None:
         """Close what still runs, and the connections."""
+        self._is_leaving = True
         left = list(self._sessions.values())
         for session in left:
             session.send(Close(session.wire_id))
@@ -213,7 +219,7 @@ class LiveWorld:
     def on_commit(self, client: SimulatedClient, commit: Commit) -> None:
         """A commit has left the server: into the link of its device."""
         self.received_s.append(time.monotonic())
-        if commit.status is not Status.CLOSED:
+        if not (self._is_leaving and commit.status is Status.CLOSED):  # the client knows no such end of its session
             self.events.schedule(client.downlink.arrival_s(self.events.real_s), client.receive, commit)
 
     def _end(self, client: SimulatedClient) -> None:

@@ -63,13 +63,13 @@ def pass_figures(path: Path, received_s: Sequence[float]) -> dict[str, float]:
     """Of the server's passes, from its trace (`wisp_plugin.pass_trace`), in the machine's time.
 
     The way of a commit is from the end of the last pass that had ended to when it was received, `received_s`.
-    Only passes behind each other count: where the engine has waited for something to do, the next one starts late.
+    Only passes right behind each other count: where the engine was idle, the next one started late.
     """
     passes = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     between_s = [
         after["time_s"] - before["time_s"] - before["measured_s"]
         for before, after in itertools.pairwise(passes)
-        if after["pass"] == before["pass"] + 1
+        if after["pass"] == before["pass"] + 1 and not after["idle"]
     ]
     ends_s = np.array([one["time_s"] + one["measured_s"] for one in passes] or [np.nan])
     last = np.searchsorted(ends_s, received_s, side="right") - 1

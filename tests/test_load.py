@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2
 
 from bench.commit_log import CommitLog, simulate_logged
-from bench.load_clients import LiveEvents
-from bench.load_figures import load_figures
+from bench.load_clients import LiveEvents, LiveWorld
+from bench.load_figures import load_figures, pass_figures
 from bench.load_options import Load, add_load_arguments, dilated
 from bench.load_run import MakeController
 from bench.load_tokens import LoadTokens, session_seed
@@ -24,7 +27,7 @@ from bench.workload import Workload
 from tests.factories import make_commit, make_draft, make_open, same, session_id
 from tests.traces import make_trace
 from triton_models.emulated_text import RingText
-from wisp_plugin.errors import RequestRefused
+from wisp_plugin.errors import RequestRefused, TransportError
 from wisp_plugin.estimator import EMPTY_PASS, Estimator
 from wisp_plugin.messages import Close, Commit, Mode, Sampling
 from wisp_plugin.pace import Pace
@@ -111,6 +114,33 @@ def test_gaps_between_commits_are_within_sessions_and_within_the_time() -> None:
         log.add(make_commit(0, 1, session=session), at_s)
     log.add(Commit("a", 1, make_commit(0).tokens, make_commit(0).origin), 3.0)  # a status without tokens
     assert log.gaps_s(0.0, 5.0) == [1.0, 2.0]
+
+
+def test_the_time_between_passes_is_that_of_a_busy_engine(tmp_path: Path) -> None:
+    """Not where it was idle, nor where a line is missing."""
+    starts = [(1, 0.0, True), (2, 0.012, False), (3, 0.524, True), (4, 0.536, False), (6, 0.7, False)]
+    passes = tmp_path / "passes.jsonl"
+    passes.write_text("".join(
+        json.dumps({"pass": number, "time_s": at_s, "measured_s": 0.01, "idle": idle}) + "\n"
+        for number, at_s, idle in starts
+    ))  # fmt: skip
+    figures = pass_figures(passes, [0.013, 0.03, 0.548])
+    assert figures["passes"] == 5
+    assert figures["between_ms"] == pytest.approx(2.0)
+    assert figures["way_ms"] == pytest.approx(3.0)  # 3, 8 and 2 ms behind the pass that had ended last
+
+
+def test_a_stream_that_ends_in_the_middle_of_a_session_fails_the_run() -> None:
+    async def check(has_ended: bool) -> None:
+        world = LiveWorld("127.0.0.1:1", Scenario(SMALL), [], time.monotonic())
+        task = asyncio.create_task(asyncio.sleep(0))
+        await task
+        world._sessions["0"] = SimpleNamespace(task=task, has_ended=has_ended)  # type: ignore[assignment]
+        world._check()
+
+    asyncio.run(check(has_ended=True))
+    with pytest.raises(TransportError, match="in the middle of its session"):
+        asyncio.run(check(has_ended=False))
 
 
 def test_the_simulation_can_be_watched_without_changing_it() -> None:

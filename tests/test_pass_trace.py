@@ -39,8 +39,8 @@ def test_a_line() -> None:
     line = trace_line(record())
     assert "\n" not in line
     assert json.loads(line) == {
-        "pass": 1, "time_s": 7.5, "wait_s": 0.001, "predicted_s": 0.02, "measured_s": 0.0251, "price": 0.5,
-        "load": 0.75, "held": 3, "trimmed": 4, "evicted": ["eeeeeeee"],
+        "pass": 1, "time_s": 7.5, "wait_s": 0.001, "idle": False, "predicted_s": 0.02, "measured_s": 0.0251,
+        "price": 0.5, "load": 0.75, "held": 3, "trimmed": 4, "evicted": ["eeeeeeee"],
         "items": [
             {"session": "ffffffff", "reason": "prefill", "cached": 0, "new": 2, "drafts": 0,
              "server_drafts": 0, "accepted": 0, "committed": 0, "slack_s": 1.0},
@@ -127,3 +127,15 @@ def test_lines_of_an_engine_add_up(tmp_path: Path) -> None:
     assert found[0]["wait_s"] is None
     assert found[1]["wait_s"] == pytest.approx(0.01)
     assert found[1]["time_s"] - found[0]["time_s"] == pytest.approx(0.06)
+
+
+def test_a_line_tells_whether_the_engine_was_idle_before(tmp_path: Path) -> None:
+    path, verifier = tmp_path / "passes.jsonl", FakeVerifier()
+    trace, config = PassTrace(path), make_config()
+    engine = Engine(make_scheduler(config, verifier.pool, make_estimator()), verifier, config, FakeClock(), trace=trace)
+    for number in range(2):
+        engine.submit(make_open(session=session_id(number), prompt=[1, 2], max_new_tokens=3), FakeReply())
+        while engine.step():
+            pass
+    trace.close()
+    assert [line["idle"] for line in lines(path)] == [True, False, False] * 2

@@ -1,12 +1,14 @@
 """What a pass was, as a record, and the trace: one JSON line per pass (`EngineConfig.trace_file`).
 
-    {"pass": 12, "time_s": 81.2, "wait_s": 0.001, "predicted_s": 0.021, "measured_s": 0.023, "price": 0.1, "load": 0.4,
-     "held": 1, "trimmed": 0, "evicted": [], "items": [{"session": "0123abcd", "reason": "need", "cached": 40, "new": 3,
-     "drafts": 2, "accepted": 1, "committed": 2, "slack_s": 0.08}]}
+    {"pass": 12, "time_s": 81.2, "wait_s": 0.001, "idle": false, "predicted_s": 0.021, "measured_s": 0.023,
+     "price": 0.1, "load": 0.4, "held": 1, "trimmed": 0, "evicted": [], "items": [{"session": "0123abcd",
+     "reason": "need", "cached": 40, "new": 3, "drafts": 2, "server_drafts": 0, "accepted": 1, "committed": 2,
+     "slack_s": 0.08}]}
 
 `pass` counts from 1 since the start of the engine, so a missing line shows. `time_s` is the start of the pass on the
-engine's clock (CLOCK_MONOTONIC: clients on the same machine have the same), `wait_s` the time since the end of the
-pass before it (null at the first). A session is told by the first 8 of its 32 digits: the whole is a capability.
+engine's clock (CLOCK_MONOTONIC: clients on the same machine have the same), `wait_s` the time since the end of the pass
+before it (null at the first), and `idle` tells whether there was a time with nothing to run. A session is told by the
+first 8 of its 32 digits: the whole is a capability.
 
 The engine thread only puts the record into a bounded buffer; another thread formats and writes. What finds the buffer
 full, or the disk, is dropped and counted.
@@ -52,6 +54,7 @@ class PassRecord:
     started_s: float = 0.0
     measured_s: float = 0.0
     waited_s: float | None = None
+    was_idle: bool = False
     commits: Sequence[Commit] = ()
 
     def turns(self) -> Iterator[tuple[int, PassItem, Commit]]:
@@ -82,6 +85,7 @@ def trace_line(record: PassRecord) -> str:
         "pass": record.number,
         "time_s": round(record.started_s, _DECIMALS),
         "wait_s": None if record.waited_s is None else round(record.waited_s, _DECIMALS),
+        "idle": record.was_idle,
         "predicted_s": round(plan.predicted_s, _DECIMALS),
         "measured_s": round(record.measured_s, _DECIMALS),
         "price": round(plan.price, _DECIMALS),

@@ -78,6 +78,7 @@ class Telemetry:
         self._load = 0.0
         self._decided_s = -math.inf  # when the newest plan was made that had somebody to choose from
         self._ended_s: float | None = None  # end of the newest pass
+        self._was_idle = True  # there was nothing to run, or nobody who should, since then
         self._num_stale = 0  # of the members of the planned pass, before it
         self._holders: set[str] = set()  # sessions whose KV was seen in a pass, adopted part included
 
@@ -93,6 +94,7 @@ class Telemetry:
         ends_s = now_s + plan.predicted_s
         slack_s = [session.timeline.needed_s - ends_s for session in members]
         was_held = [session.ready_since_s <= before_s for session in members]
+        self._was_idle = self._was_idle or not plan.items
         if plan.items or plan.num_held:
             self._decided_s = now_s
             metrics.plan_seconds.observe(decision_s)
@@ -116,6 +118,7 @@ class Telemetry:
         record.number = int(self.totals.passes) + 1
         record.commits, record.started_s, record.measured_s = commits, started_s, measured_s
         record.waited_s = None if self._ended_s is None else started_s - self._ended_s
+        record.was_idle, self._was_idle = self._was_idle, False
         self._ended_s = started_s + measured_s
         totals, metrics, plan = self.totals, self.metrics, record.plan
         num_new = sum([item.num_new_tokens for item in plan.items])
