@@ -7,7 +7,8 @@ Simulates policy `wisp` with rule `price` on the profile (that of `wisp-server p
 that is shipped), then each change by itself. `capacity_without_drafts` is what the server would hold alone; `changes`
 are sorted by the devices that they win, and `change_first` is the first one that takes no second server, if any wins
 something. The first token of a session is wanted within 10 tpot + 1 ms per prompt token. "As asked" is devices alone.
-Goodput and capacity are our own definitions. Exit code 1: the devices that are asked for cannot be served.
+Goodput and capacity are our own definitions. Runs are as long as it takes to judge about a hundred sessions; all of it
+takes some minutes on two cores. Exit code 1: the devices that are asked for cannot be served.
 """
 
 from __future__ import annotations
@@ -26,26 +27,32 @@ from bench.arguments import (
     positive_int,
     whole_number,
 )
-from bench.cells import DRAFTS, Timing
+from bench.cells import DRAFTS
 from bench.comparison_command import num_cores
 from bench.gpu_cost import unloaded_pass_s
 from bench.gpu_profile import DEFAULT, draft_step_on, find_profile, is_derived, knows_draft_step, kv_tokens
 from bench.report import finish, print_table
 from bench.scheduler_systems import Lab
-from bench.search import ATTAINMENT, Search
+from bench.search import ATTAINMENT, MOST_DEVICES, Search
 from bench.simulator import Scenario, simulate
 from bench.systems import SLO_CENTRAL, WISP, Setting
 from bench.trace_walk import WalkOf
 from bench.workload import DeviceKind, SloClass, Throttling, Workload
+from wisp_plugin.errors import ConfigError
+from wisp_plugin.estimator import Costs
 
 SECOND_SERVER = "a second server, half of the devices each"
+LEAST_SESSIONS = 20  # that a verdict needs
+_WANTED_SESSIONS = 100
+_LEAST_SECONDS, _MOST_SECONDS = 36.0, 600.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `wisp-bench plan`."""
     add = parser.add_argument
     add("--profile", default=DEFAULT, metavar="P", help=f"of bench/profiles, or a file [{DEFAULT}]")
-    add("--devices", type=positive_int, required=True, metavar="D", help="devices that are to be served")
+    add("--devices", type=whole_number(1, MOST_DEVICES), required=True, metavar="D",
+        help="devices that are to be served")  # fmt: skip
     add("--tpot-ms", type=positive_float, required=True, metavar="T",
         help="time per output token that sessions ask for")  # fmt: skip
     add("--speed", type=positive_float, default=60.0, metavar="V", help="draft tokens per second of a device [60]")
@@ -58,18 +65,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="mean pause of a user between sessions [2]")  # fmt: skip
     add("--kv-tokens", type=whole_number(LEAST_KV_TOKENS), metavar="N",
         help="tokens whose KV the server holds [49,552: a model of 32 G parameters in 80 GB]")  # fmt: skip
-    add("--seconds", type=positive_float, default=36.0, metavar="S", help="simulated, a third of them warm-up [36]")
+    add("--seconds", type=positive_float, metavar="S",
+        help="simulated, a third of them warm-up [36, longer for few devices]")  # fmt: skip
     add("--seed", type=not_negative_int, default=0)
     add("--jobs", type=positive_int, default=num_cores(), metavar="N", help="processes [the cores]")
 
 
 @dataclass(frozen=True, slots=True)
+class PlanTiming:
+    """How long runs are: `seconds`, or (None) as long as the sessions of so many devices want, each of which takes
+    about `session_s` with its pause, within bounds. A third is warm-up."""
+
+    session_s: float
+    seconds: float | None = None
+
+    def timed(self, scenario: Scenario, num_devices: int) -> Scenario:
+        """`scenario` with so many devices, in runs of this length."""
+        wanted_s = 1.5 * _WANTED_SESSIONS * self.session_s / num_devices
+        seconds = self.seconds or min(max(_LEAST_SECONDS, wanted_s), _MOST_SECONDS)
+        workload = replace(scenario.workload, num_devices=num_devices, stagger_s=seconds / 3)
+        return replace(scenario, workload=workload, duration_s=seconds, warm_up_s=seconds / 3)
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """One way to serve: its name, its scenario and the number of devices that are asked about."""
+    """One way to serve: its name, its scenario, the number of devices that are asked about, and how long runs are."""
 
     name: str
     scenario: Scenario
     num_devices: int
+    timing: PlanTiming
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +121,7 @@ def main(args: argparse.Namespace) -> int:
                 [(name, a.capacity, a.attainment, a.goodput) for name, a in rows])  # fmt: skip
     figures = {
         "fits": fits, "attainment": now.attainment, "goodput": now.goodput, "capacity": now.capacity,
+        "sessions_judged": now.figures["sessions"],
         "capacity_without_drafts": alone.capacity, "attainment_without_drafts": alone.attainment,
         "busy_share": now.figures["busy_share"], "wdt_share": now.figures["wdt_share"],
         "change_first": _first_change(now, changes),
@@ -108,6 +134,7 @@ def main(args: argparse.Namespace) -> int:
 def make_plans(args: argparse.Namespace) -> list[Plan]:
     """What is asked, the server alone, and every change by itself."""
     base, asked = base_scenario(args), args.devices
+    timing = PlanTiming(args.output_tokens * args.tpot_ms / 1e3 + args.think_s, args.seconds)
 
     def served(setting: Setting, scenario: Scenario, draft: str = args.draft) -> Scenario:
         return setting.serve(scenario, draft)
@@ -118,21 +145,21 @@ def make_plans(args: argparse.Namespace) -> list[Plan]:
     workload, (ours, *with_server_draft) = base.workload, WISP.settings
     relaxed = tuple(replace(c, tpot_passes=1.25 * c.tpot_passes) for c in workload.classes)
     plans = [
-        Plan("as asked", served(ours, base), asked),
-        Plan("without drafts", served(SLO_CENTRAL.settings[0], base), asked),
-        Plan("tpot 25 % longer", with_workload(classes=relaxed), asked),
-        Plan("devices that draft twice as fast", with_workload(kinds=(DeviceKind(2 * args.speed),)), asked),
-        Plan("half the round trip", with_workload(rtt_s=tuple(0.5 * r for r in workload.rtt_s)), asked),
-        Plan("prompts half as long", with_workload(median_prompt_tokens=max(16, args.prompt // 2)), asked),
+        Plan("as asked", served(ours, base), asked, timing),
+        Plan("without drafts", served(SLO_CENTRAL.settings[0], base), asked, timing),
+        Plan("tpot 25 % longer", with_workload(classes=relaxed), asked, timing),
+        Plan("devices that draft twice as fast", with_workload(kinds=(DeviceKind(2 * args.speed),)), asked, timing),
+        Plan("half the round trip", with_workload(rtt_s=tuple(0.5 * r for r in workload.rtt_s)), asked, timing),
+        Plan("prompts half as long", with_workload(median_prompt_tokens=max(16, args.prompt // 2)), asked, timing),
     ]
     for draft in DRAFTS[DRAFTS.index(args.draft) + 1 :]:
         better = replace(base, tokens=WalkOf(draft, args.seed))
-        plans.append(Plan(f"the better draft {draft}", served(ours, better, draft), asked))
+        plans.append(Plan(f"the better draft {draft}", served(ours, better, draft), asked, timing))
     if knows_draft_step(args.profile):
         for setting in with_server_draft:
             name = f"up to {setting.server_drafts} drafts of the server as well, KV for {setting.draft_kv_share:.0%}"
-            plans.append(Plan(name, served(setting, base), asked))
-    plans.append(Plan(SECOND_SERVER, served(ours, base), (asked + 1) // 2))
+            plans.append(Plan(name, served(setting, base), asked, timing))
+    plans.append(Plan(SECOND_SERVER, served(ours, base), (asked + 1) // 2, timing))
     return plans
 
 
@@ -140,26 +167,33 @@ def base_scenario(args: argparse.Namespace) -> Scenario:
     """The workload that is asked about, on the profile."""
     costs = find_profile(args.profile).costs
     pass_s = unloaded_pass_s(costs)
-    timing = Timing(args.seconds, args.seconds / 3, args.think_s)
     workload = Workload(
         rtt_s=(args.rtt_ms / 1e3, args.rtt_ms / 1e3), jitter_s=0.05 * args.rtt_ms / 1e3,
         classes=(SloClass("asked", args.tpot_ms / 1e3 / pass_s),), unloaded_pass_s=pass_s,
         median_prompt_tokens=args.prompt, median_output_tokens=args.output_tokens,
-        kinds=(DeviceKind(args.speed),), throttling=Throttling(), think_s=timing.think_s,
-        stagger_s=timing.warm_up_s, seed=args.seed,
+        kinds=(DeviceKind(args.speed),), throttling=Throttling(), think_s=args.think_s, seed=args.seed,
     )  # fmt: skip
     return Scenario(
-        workload, tokens=WalkOf(args.draft, args.seed), duration_s=timing.duration_s, warm_up_s=timing.warm_up_s,
-        costs=costs, noise_sigma=0.03, kv_tokens=args.kv_tokens or kv_tokens(), seed=args.seed,
-        draft_step=draft_step_on(args.profile, costs.norm),
+        workload, tokens=WalkOf(args.draft, args.seed), costs=costs, noise_sigma=0.03,
+        kv_tokens=args.kv_tokens or kv_tokens(), seed=args.seed, draft_step=draft_step_on(args.profile, costs.norm),
     )  # fmt: skip
 
 
 def solve(plan: Plan) -> Answer:
-    """Simulate a plan: the devices asked about, and the capacity from there."""
+    """Simulate a plan: the devices asked about, and the capacity from there.
+
+    Raises ConfigError if runs are too short for a verdict.
+    """
 
     def measure(_: Setting, num_devices: int) -> dict[str, float]:
-        return simulate(plan.scenario.with_devices(num_devices)).figures()
+        figures = simulate(plan.timing.timed(plan.scenario, num_devices)).figures()
+        is_asked = num_devices == plan.num_devices and plan.name != SECOND_SERVER
+        if is_asked and figures["sessions"] < LEAST_SESSIONS:
+            raise ConfigError(
+                f"runs judge {figures['sessions']:.0f} sessions of {num_devices} devices, and at least "
+                f"{LEAST_SESSIONS} are needed: give longer ones (--seconds), or shorter sessions or pauses"
+            )
+        return figures
 
     search = Search(measure, plan.num_devices)
     capacity, setting = search.capacity(WISP.only(WISP.settings[0]))  # the scenario has its setting already
@@ -181,6 +215,14 @@ def _verdict(args: argparse.Namespace, now: Answer, alone: Answer) -> str:
     return (
         f"\n{args.devices} devices at {args.tpot_ms:g} ms per token {word} be served by {profile.fingerprint.model} on "
         f"{profile.fingerprint.device} ({kind}):\n{now.attainment:.1%} of sessions meet their SLO, "
-        f"{now.goodput:.0f} tokens/s count. The server holds {now.capacity} such devices, {alone.capacity} without "
-        "drafts."
+        f"{now.goodput:.0f} tokens/s count ({now.figures['sessions']:.0f} sessions were judged). The server holds "
+        f"{now.capacity} such devices, {alone.capacity} without drafts.{_floor(args.tpot_ms, profile.costs)}"
     )
+
+
+def _floor(tpot_ms: float, costs: Costs) -> str:
+    """What is to be said of an SLO that asks for more than a pass per token."""
+    pass_ms = 1e3 * unloaded_pass_s(costs)
+    if tpot_ms >= pass_ms:
+        return ""
+    return f"\nA pass takes {pass_ms:.1f} ms with a single session: below that every turn needs drafts that are right."
