@@ -116,9 +116,10 @@ def summary_rows(comparison: Comparison) -> list[list[Any]]:
         held, peak = first.capacity_figures, first.peak_figures
         shown = held or peak
         tight = next((k for k in shown if k.startswith("interference_ms_")), "")
+        peak_shown = [str(mean_interval(comparison.goodputs(system))), first.peak_devices, first.peak_setting]
         rows.append([
             system, str(mean_interval(comparison.capacities(system))), first.capacity_setting,
-            str(mean_interval(comparison.goodputs(system))), first.peak_devices, first.peak_setting,
+            *(peak_shown if first.has_peak else [None] * 3),
             shown.get("acceptance_rate"), shown.get("wdt_share"), shown.get(tight), shown.get("mean_pass_ms"),
             shown.get("busy_share"),
         ])  # fmt: skip

@@ -76,17 +76,17 @@ def assumptions(cell: Cell, timing: Timing, seeds: Sequence[int]) -> list[str]:
     ]
 
 
-def goodput_ceiling(cell: Cell, timing: Timing) -> float:
+def goodput_ceiling(cell: Cell, timing: Timing) -> float | None:
     """Output tokens per second that no system can exceed on this profile, with these lengths of prompts and outputs.
 
     Every prompt and output token is computed once, at the marginal arithmetic price and nothing else: perfect drafts,
-    passes without end, no SLO. Prompts count: they are more than half of all tokens.
+    passes without end, no SLO. Prompts count: they are more than half of all tokens. None: there is no such price.
     """
     costs, workload = cell.scenario(timing, 0).costs, cell.scenario(timing, 0).workload
     drawn = [next(replace(workload, num_devices=400).sessions(d)) for d in replace(workload, num_devices=400).devices()]
     per_output = 1.0 + sum(s.prompt_len for s in drawn) / sum(s.num_output_tokens for s in drawn)
     new_token_s = costs.arithmetic[FEATURES.index("new_tokens")]
-    return 1.0 / (new_token_s * per_output)
+    return 1.0 / (new_token_s * per_output) if new_token_s > 0 else None
 
 
 def page_of(
@@ -149,26 +149,32 @@ def _add_ratios(page: Page, comparison: Comparison, figure: str) -> None:
         page.points(missed)
 
 
-def mean_figures(comparison: Comparison, figure: str, timing: Timing) -> dict[str, float]:
+def mean_figures(comparison: Comparison, figure: str, timing: Timing) -> dict[str, float | None]:
     """`FIGURE_SYSTEM` of `capacity` or `goodput`, mean over the seeds, and the ceiling of goodput."""
     values = comparison.capacities if figure == "capacity" else comparison.goodputs
-    means = {f"{figure}_{name.replace('-', '_')}": mean_interval(values(name)).mean for name in comparison.bests}
+    means: dict[str, float | None] = {}
+    for name in comparison.bests:
+        means[f"{figure}_{name.replace('-', '_')}"] = mean_interval(values(name)).mean
     return means | {"goodput_ceiling": goodput_ceiling(comparison.cell, timing)}
 
 
 def systems_figures(comparison: Comparison) -> dict[str, Any]:
-    """Per system, for JSON: capacities and goodputs of all seeds, intervals, settings, figures of the first seed."""
-    result = {}
+    """Per system, for JSON: capacities and goodputs of all seeds, intervals, settings, figures of the first seed; no
+    peaks where none was looked for."""
+    result: dict[str, Any] = {}
     for name, bests in comparison.bests.items():
         capacity, goodput = mean_interval(comparison.capacities(name)), mean_interval(comparison.goodputs(name))
         result[name] = {
             "capacity": capacity.mean, "capacity_ci": [capacity.low, capacity.high],
             "capacity_by_seed": comparison.capacities(name), "capacity_setting": bests[0].capacity_setting,
-            "peak_goodput": goodput.mean, "peak_goodput_ci": [goodput.low, goodput.high],
-            "peak_goodput_by_seed": comparison.goodputs(name), "peak_devices": bests[0].peak_devices,
-            "peak_setting": bests[0].peak_setting, "at_capacity": _finite(bests[0].capacity_figures),
-            "at_peak": _finite(bests[0].peak_figures),
+            "at_capacity": _finite(bests[0].capacity_figures),
         }  # fmt: skip
+        if bests[0].has_peak:
+            result[name] |= {
+                "peak_goodput": goodput.mean, "peak_goodput_ci": [goodput.low, goodput.high],
+                "peak_goodput_by_seed": comparison.goodputs(name), "peak_devices": bests[0].peak_devices,
+                "peak_setting": bests[0].peak_setting, "at_peak": _finite(bests[0].peak_figures),
+            }  # fmt: skip
     return result
 
 

@@ -50,12 +50,16 @@ class Row:
 
 
 def _filled(template: str, document: Document) -> str:
-    """`template` with figures by name in braces, those marked that are not what was asked, or what the paper has."""
+    """`template` with figures by name in braces, with intervals, and those marked that are not what was asked, or what
+    the paper has."""
     missed = {line.partition(":")[0] for line in document.get("missed", ())}
 
     def text(name: str) -> str:
         is_missed = name in missed or document.get(f"{name}_reaches_published") is False
-        return format_cell(document[name]) + (" (missed)" if is_missed else "")
+        low, high = document.get(f"{name}_ci") or (None, None)
+        interval = None if low is None else f"{format_cell(low)} to {format_cell(high)}"
+        notes = ", ".join(note for note in (interval, "missed" if is_missed else None) if note)
+        return format_cell(document[name]) + (f" ({notes})" if notes else "")
 
     return _NAME.sub(lambda match: text(match.group(1)), template)
 

@@ -29,7 +29,10 @@ _FAR, _AROUND = 2.0, (0.7, 1.4)  # of the number of devices of the most goodput 
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """A system in a cell: capacity and peak goodput, each with its setting, devices and all figures of that run."""
+    """A system in a cell: capacity and peak goodput, each with its setting, devices and all figures of that run.
+
+    Without `has_peak` no peak was looked for, and what stands for it is the run at capacity.
+    """
 
     system: str
     capacity: int
@@ -40,9 +43,10 @@ class Best:
     peak_setting: str
     peak_figures: Figures
     runs: list[tuple[str, int, float, float]]  # setting, devices, attainment, goodput: all that was tried
+    has_peak: bool = True
 
     def __str__(self) -> str:
-        peak = f", {self.peak_goodput:.0f} tok/s at {self.peak_devices} ({self.peak_setting})" if self.runs else ""
+        peak = f", {self.peak_goodput:.0f} tok/s at {self.peak_devices} ({self.peak_setting})" if self.has_peak else ""
         return f"{self.system}: {self.capacity} devices ({self.capacity_setting}){peak}"
 
     def with_peak_of(self, other: Best) -> Best:
@@ -191,7 +195,7 @@ def find_best(question: Question) -> Best:
     peak = search.runs.get((peak_setting, num_devices), {})
     runs = [(str(s), n, f["attainment"], f["goodput"]) for (s, n), f in search.runs.items()]
     return Best(kind.name, capacity, str(setting), held, peak.get("goodput", 0.0), num_devices, str(peak_setting), peak,
-                runs)  # fmt: skip
+                runs, question.wants_peak)  # fmt: skip
 
 
 def best_of(bests: Sequence[Best]) -> Best:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import sys
 from collections.abc import Mapping
 
@@ -109,7 +110,8 @@ def with_pauses(args: argparse.Namespace, num_devices: int) -> argparse.Namespac
 
 
 def relative(live: float, simulated: float) -> float:
-    """|live / simulated - 1|; 0 if both are 0."""
+    """|live / simulated - 1|; 0 if both are 0, infinite if one is no number."""
     if live == simulated:
         return 0.0
-    return abs(live / simulated - 1.0) if simulated else float("inf")
+    error = abs(live / simulated - 1.0) if simulated else math.inf
+    return math.inf if math.isnan(error) else error
