@@ -91,8 +91,20 @@ def check_appendable(option: str, path: Path) -> None:
         raise ConfigError(f"{option} {path}: {error.strerror}; a file that can be written to is needed") from None
 
 
+def check_writable(option: str, path: Path) -> None:
+    """Make sure that the file `path` can be written later; its folder is made, the file is not.
+
+    Raises:
+        ConfigError: it is a folder, or its folder cannot be made or written to.
+    """
+    _make(path.parent, option)
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"{option} {path}: a file that can be written to is needed")
+
+
 def _make(folder: Path, option: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{option}: the folder {folder} cannot be made: {error.strerror}") from None
+        why = "it is a file" if folder.is_file() else error.strerror
+        raise ConfigError(f"{option}: the folder {folder} cannot be made: {why}") from None

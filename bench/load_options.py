@@ -81,10 +81,14 @@ def add_load_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def trace_path(name: str) -> Path | None:
-    """A file, or one of bench/traces; None for `none`."""
+    """A file, or one of bench/traces; None for `none`. Raises ConfigError for a file that is not there."""
     if name == "none":
         return None
-    return Path(name) if Path(name).is_file() else FOLDER / name
+    for path in (Path(name), FOLDER / name):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(path.name for path in FOLDER.glob("*.npz")))
+    raise ConfigError(f"--trace {name}: no such file; in bench/traces are {known}; or none")
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from bench.gpu_profile import DEFAULT
 from bench.html_report import DEFINITIONS, Page
 from bench.matrix_figures import TABLE_COLUMNS, against_best, matrix_figures, table_rows
 from bench.matrix_state import CellResult, Part, Parts, append_part, key_of, load_parts, same_to
-from bench.report import Progress, finish, format_cell, print_table
+from bench.report import Progress, commit, finish, format_cell, print_table
 from bench.scheduler_systems import Lab
 from bench.systems import BASELINES, FEW, FULL, Kind
 from wisp_plugin.errors import ConfigError
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seeds", type=positive_int, default=1, metavar="N", help="runs of everything with other sessions [1]")
     add("--seed", type=not_negative_int, default=0, help="the first of them [0]")
     add("--state", type=Path, metavar="FILE", help="finished parts, one JSON line each; those of other "
-        "code count too, with a warning [$WISP_HOME/bench/matrix.jsonl]")  # fmt: skip
+        "code count too, with a warning [$WISP_HOME/bench/matrix-COMMIT.jsonl]")  # fmt: skip
     add("--fresh", action="store_true", help="take no finished parts from the file, of whatever code")
     add("--finished", action="store_true", help="run nothing: only the cells that the file has whole")
     add("--jobs", type=positive_int, default=num_cores(), metavar="N", help="processes [the cores]")
@@ -67,7 +67,7 @@ def main(args: argparse.Namespace) -> int:
     wanted = wanted_cells(args)
     timing, kinds = RUNS[args.runs or ("long" if args.full else "short")], FULL if args.full and not args.few else FEW
     seeds = [args.seed + i for i in range(args.seeds)]
-    path = args.state or wisp_home() / "bench" / "matrix.jsonl"
+    path = args.state or wisp_home() / "bench" / f"matrix-{commit()}.jsonl"
     make_report_folder(args.report)
     if args.finished:
         results = finished_cells(wanted, timing, seeds, kinds, path)
@@ -142,6 +142,18 @@ def _missing_parts(
     return [*shared, *(Part.of(cell, name, bests) for name, bests in found.bests.items())]
 
 
+def _about(results: Sequence[CellResult]) -> list[str]:
+    """What a reader has to know of these cells besides."""
+    cells, commits = [r.cell for r in results], sorted({made_by for r in results for made_by in r.made_by.values()})
+    axes = {"drafts": [c.draft for c in cells], "devices": [c.speeds for c in cells],
+            "RTT, ms": [f"{c.rtt_ms[0]:g}" for c in cells], "tpot": [f"{c.tpot_passes:g}" for c in cells]}  # fmt: skip
+    points = "; ".join(f"{name} {', '.join(dict.fromkeys(values))}" for name, values in axes.items())
+    return [
+        f"That is said of the first of {len(results)} cells, each with one SLO class, tpot in passes: {points}.",
+        f"Made by commits {', '.join(commits)}." if commits else "",
+    ]
+
+
 def _write(
     folder: Path, results: Sequence[CellResult], figures: dict[str, Any], timing: Timing, seeds: Sequence[int]
 ) -> None:
@@ -150,8 +162,7 @@ def _write(
     page = Page("WISP against the best other system, cell by cell")
     page.text(DEFINITIONS, is_note=True)
     page.heading("What was assumed")
-    axes = "One SLO class per cell, tpot in unloaded passes; drafts, speeds and RTTs as the axes say."
-    page.points([*assumptions(results[0].cell, timing, seeds), axes])
+    page.points([*assumptions(results[0].cell, timing, seeds), *_about(results)])
     for figure in ("goodput", "capacity"):
         page.heading(f"{figure.capitalize()}: WISP / best other")
         picture = matrix_plots.heat_map(folder / f"matrix-{figure}.png", results, figure)

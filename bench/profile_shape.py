@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from bench.arguments import check_writable
 from bench.gpu_cost import unloaded_pass_s
 from bench.gpu_profile import DEFAULT, FOLDER, NORMS, derive
 from bench.pass_model import DTYPES, SHAPES, Shape, free_bytes
@@ -63,6 +64,8 @@ def main(args: argparse.Namespace) -> int:
         return _derive(args)
     if not 0 < args.seconds <= 86_400:  # also refuses NaN
         raise ConfigError(f"--seconds is {args.seconds}; allowed: above 0, up to a day")
+    if args.output:
+        check_writable("--output", args.output)  # before minutes of measuring
     device = resolve_device(args.device)
     dtype = DTYPES[args.dtype or ("fp32" if device.type == "cpu" else "bf16")]
     target = random_target(args.shape, args.layers, device, dtype, args.kv_tokens, args.seed)

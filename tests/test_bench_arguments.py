@@ -156,6 +156,20 @@ class TestRefusals:
         arguments.check_appendable("--state", tmp_path / "new" / "state.jsonl")
         assert (tmp_path / "new" / "state.jsonl").read_bytes() == b""
 
+    def test_a_profile_that_cannot_be_written_is_refused_before_it_is_measured(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        assert "a file that can be written to is needed" in refusal(["profile", "--output", str(tmp_path)], capsys)
+        (tmp_path / "file").write_text("")
+        assert "it is a file" in refusal(["profile", "--output", str(tmp_path / "file" / "profile.json")], capsys)
+        arguments.check_writable("--output", tmp_path / "new" / "profile.json")
+        assert not list((tmp_path / "new").iterdir())
+
+    def test_a_trace_that_is_not_there_is_told_with_those_that_are(self, capsys: pytest.CaptureFixture[str]) -> None:
+        said = refusal(["load", "--trace", "nosuch", "--devices", "2"], capsys)
+        assert "nosuch" in said
+        assert "int4-eval.npz" in said
+
     def test_a_draft_that_the_short_matrix_has_not(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert "allowed without: mixed48, int8" in refusal(["matrix", "--drafts", "int4"], capsys)
         both = argparse.Namespace(full=True, drafts=["int4"], profile=MIX.profile, cells=7)
