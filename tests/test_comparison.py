@@ -55,9 +55,17 @@ class TestSearch:
         assert found == 0 or search.runs[setting, found]["attainment"] == 1.0
 
     def test_no_run_is_made_twice_and_a_poor_setting_costs_one(self) -> None:
-        search = self.search({A: 100, B: 50})
+        calls = []
+
+        def measure(setting: Setting, n: int) -> dict[str, float]:
+            calls.append((setting, n))
+            return {"attainment": float(n <= {A: 100, B: 50}[setting]), "goodput": 1.0 * n}
+
+        search = Search(measure, 24, most=500)
         search.capacity(KIND)
-        assert sum(setting == B for setting, _ in search.runs) == 1
+        assert sum(setting == B for setting, _ in calls) == 1
+        search.peak(KIND)
+        assert len(calls) == len(set(calls))
 
     @settings(max_examples=40)
     @given(peak_at=st.integers(2, 400), first=st.integers(1, 300))

@@ -37,14 +37,13 @@ TEXTS = [HashText(), RING]
 
 
 class FakeClock:
-    """A clock that sleeping moves, the first time by `early_s` less than was asked for, and looking by `look_s`."""
+    """A clock that sleeping moves, the first time by `early_s` less than was asked for."""
 
-    def __init__(self, early_s: float = 0.0, look_s: float = 0.0) -> None:
+    def __init__(self, early_s: float = 0.0) -> None:
         self.now_s, self.sleeps_s = 100.0, list[float]()
-        self._early_s, self._look_s = early_s, look_s
+        self._early_s = early_s
 
     def __call__(self) -> float:
-        self.now_s += self._look_s
         return self.now_s
 
     def sleep(self, seconds: float) -> None:
@@ -135,10 +134,17 @@ class TestTime:
 
     def test_what_is_computed_meanwhile_is_part_of_the_pass(self) -> None:
         """The end is a moment and not a length: time spent before the sleep shortens it."""
-        clock = FakeClock(look_s=0.004)
-        verifier = make_verifier(clock=clock)
-        verifier.run([make_item(RING, 1, 30)])
-        assert clock.now_s - 100.0 == pytest.approx(verifier.pass_s([make_item(RING, 1, 30)]), abs=0.009)
+        clock, items = FakeClock(), [make_item(RING, 1, 30)]
+
+        class SlowText:
+            def tokens(self, *args: int) -> np.ndarray:
+                clock.now_s += 0.02
+                return RING.tokens(*args)
+
+        verifier = make_verifier(SlowText(), clock=clock)
+        verifier.run(items)
+        assert sum(clock.sleeps_s) == pytest.approx(verifier.pass_s(items) - 0.02)
+        assert clock.now_s - 100.0 == pytest.approx(verifier.pass_s(items))
 
     def test_a_sleep_that_ends_early_goes_on(self) -> None:
         clock = FakeClock(early_s=0.001)

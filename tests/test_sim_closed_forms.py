@@ -117,8 +117,9 @@ class TestColocated:
     def test_the_server_pays_for_every_step(self) -> None:
         none, two, four = (self.run(length, draft_step_costs()) for length in (0, 2, 4))
         step_ms = 1e3 * DraftingCost(draft_step_costs()).step_s
-        assert two["mean_pass_ms"] - none["mean_pass_ms"] == pytest.approx(2 * step_ms, rel=0.5)
-        assert four["mean_pass_ms"] - two["mean_pass_ms"] == pytest.approx(2 * step_ms, rel=0.5)
+        # Of one session alone; a step of several, and verifying what it gives, takes a little longer.
+        assert 2 * step_ms < two["mean_pass_ms"] - none["mean_pass_ms"] < 3 * step_ms
+        assert 2 * step_ms < four["mean_pass_ms"] - two["mean_pass_ms"] < 3 * step_ms
         assert four["throughput"] > none["throughput"]
 
     def test_drafts_are_never_late(self) -> None:
