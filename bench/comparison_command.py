@@ -15,6 +15,7 @@ from bench.comparison import PUBLISHED, SUMMARY_COLUMNS, Comparison, chosen_kind
 from bench.gpu_profile import DEFAULT, NORMS, draft_step_on, find_profile, is_derived, kv_tokens
 from bench.html_report import DEFINITIONS, Page
 from bench.intervals import mean_interval
+from bench.report import commit
 from bench.sim_colocated import DraftingCost
 from bench.systems import ABLATIONS, BASELINES, FEW, FULL, SYSTEMS, Kind
 from bench.trace_walk import load_ring
@@ -71,7 +72,8 @@ def assumptions(cell: Cell, timing: Timing, seeds: Sequence[int]) -> list[str]:
         f"Sessions: prompts of median 250, outputs of 200 tokens, lognormal; users pause {timing.think_s:g} s on "
         "average; without admission control.",
         f"Runs of {timing.duration_s:g} simulated seconds, {timing.warm_up_s:g} of them warm-up; {len(seeds)} seeds. "
-        "Settings of each system are swept on the first seed, of wisp with and without a draft model on the server.",
+        "Settings of each system are tuned on the first seed; of wisp these are whether a draft model on the server helps. "
+        "Constants of its policy were chosen looking at seeds 0 to 8.",
         "Simulated: the real scheduler, engine, controller and sessions; only link, draft step and pass are modelled.",
     ]
 
@@ -96,9 +98,10 @@ def page_of(
     page = Page(title)
     page.text(DEFINITIONS, is_note=True)
     page.heading("What was assumed")
-    page.points(assumptions(comparison.cell, timing, seeds))
+    page.points([*assumptions(comparison.cell, timing, seeds), f"Commit {commit()}."])
     page.heading("Every system at its best")
-    page.text("Means over the seeds with 95 % confidence intervals; other columns are of the first seed.")
+    page.text("Means over the seeds with 95 % confidence intervals; other columns are of the first seed, those behind the "
+              "settings at its capacity, or at the peak of a system that holds nobody.")
     page.table(SUMMARY_COLUMNS, summary_rows(comparison))
     for figure in figures:
         _add_ratios(page, comparison, figure)

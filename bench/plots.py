@@ -15,8 +15,9 @@ _SIZE, _DPI = (8.0, 4.5), 110
 _STYLES = {
     "wisp": ("#c0392b", "-"), "centralized": ("#2c3e50", "-"), "sled": ("#7f8c8d", "--"),
     "published": ("#2980b9", "--"), "slo-central": ("#16a085", "-"), "colocated": ("#8e44ad", "-."),
-    "fixed-edf": ("#d68910", "--"),
-}  # fmt: skip
+    "fixed-edf": ("#d68910", "--"), "wisp-edge-only": ("#ec7063", ":"), "wisp-no-devices": ("#f5b7b1", ":"),
+    "wisp-no-controller": ("#6e2c00", ":"), "wisp-no-scheduler": ("#ba4a00", ":"), "wisp-no-holding": ("#edbb99", ":"),
+}  # fmt: skip  # all of ours are reddish
 Points = Sequence[tuple[float, float]]
 
 
@@ -40,11 +41,12 @@ def curves(path: Path, series: Mapping[str, Points], x_label: str, y_label: str,
 def bars(
     path: Path, values: Mapping[str, float], errors: Mapping[str, tuple[float, float]], y_label: str
 ) -> Path:
-    """A bar per system; `errors`: how far the interval reaches below and above."""
+    """A bar per system; `errors`: how far the interval reaches below and above. None reaches below 0."""
     figure, axes = plt.subplots(figsize=_SIZE)
     names = list(values)
     colors = [_STYLES.get(name, ("#b2babb", ""))[0] for name in names]
     spans = [[errors.get(name, (0.0, 0.0))[side] for name in names] for side in (0, 1)]
+    spans[0] = [min(span, values[name]) for span, name in zip(spans[0], names, strict=True)]
     bars_ = axes.bar(names, [values[name] for name in names], yerr=spans, color=colors, capsize=3)
     axes.bar_label(bars_, fmt="%.3g", fontsize=8)
     axes.set_ylabel(y_label)
