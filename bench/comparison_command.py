@@ -72,8 +72,8 @@ def assumptions(cell: Cell, timing: Timing, seeds: Sequence[int]) -> list[str]:
         f"Sessions: prompts of median 250, outputs of 200 tokens, lognormal; users pause {timing.think_s:g} s on "
         "average; without admission control.",
         f"Runs of {timing.duration_s:g} simulated seconds, {timing.warm_up_s:g} of them warm-up; {len(seeds)} seeds. "
-        "Settings of each system are tuned on the first seed; of wisp these are whether a draft model on the server helps. "
-        "Constants of its policy were chosen looking at seeds 0 to 8.",
+        "Settings of each system are tuned on the first seed; of wisp these are whether a draft model on the server "
+        "helps. Constants of its policy were chosen looking at seeds 0 to 8.",
         "Simulated: the real scheduler, engine, controller and sessions; only link, draft step and pass are modelled.",
     ]
 
@@ -100,8 +100,8 @@ def page_of(
     page.heading("What was assumed")
     page.points([*assumptions(comparison.cell, timing, seeds), f"Commit {commit()}."])
     page.heading("Every system at its best")
-    page.text("Means over the seeds with 95 % confidence intervals; other columns are of the first seed, those behind the "
-              "settings at its capacity, or at the peak of a system that holds nobody.")
+    page.text("Means over the seeds with 95 % confidence intervals; other columns are of the first seed, those behind "
+              "the settings at its capacity, or at the peak of a system that holds nobody.")
     page.table(SUMMARY_COLUMNS, summary_rows(comparison))
     for figure in figures:
         _add_ratios(page, comparison, figure)
