@@ -3,10 +3,10 @@
 Capacity: the usual setting is bisected first. Any other setting has to hold more devices than the best so far, which
 one run tells; only if it does is it followed upwards. So every setting of the sweep is tried, and few runs are long
 ones. Then the neighbours of the best one, until none holds more. Peak goodput: every setting is tried at the number of
-devices that gave the most so far and with twice as many (what gives up a class may do best there); the best one with
-fewer and a few more too, and it climbs from there, up or down, first in large steps, then in small ones; again its
-neighbours follow. Attainment is taken to fall with the number of devices. Runs are random in their sessions, so all
-this holds to a few percent with one seed.
+devices that gave the most so far and, among several classes, with twice as many (what gives up a class may do best
+there); the best one with fewer and a few more too, and it climbs from there, up or down, first in large steps, then in
+small ones; again its neighbours follow. Attainment is taken to fall with the number of devices. Runs are random in
+their sessions, so all this holds to a few percent with one seed.
 """
 
 from __future__ import annotations
@@ -64,9 +64,14 @@ class Best:
 class Search:
     """Runs of one system in one cell; no run is made twice."""
 
-    def __init__(self, measure: Measure, first: int, most: int | None = None, timing: Timing | None = None) -> None:
-        """`first`: number of devices to begin with; `most`: no more are tried (None: MOST_DEVICES)."""
+    def __init__(
+        self, measure: Measure, first: int, most: int | None = None, timing: Timing | None = None,
+        looks_far: bool = True,
+    ) -> None:  # fmt: skip
+        """`first`: number of devices to begin with; `most`: no more are tried (None: MOST_DEVICES). `looks_far`: for
+        peaks at twice as many, where a system has given up some of its sessions."""
         timing = timing or Timing()
+        self._looks_far = looks_far
         self._resolution, self._climbs = timing.resolution, timing.climbs
         self._most = MOST_DEVICES if most is None else most
         self._measure, self._first = measure, min(max(1, first), self._most)
@@ -120,7 +125,7 @@ class Search:
         for setting in kind.settings:
             self.run(setting, self._leader()[1])
         far = self._scaled(self._leader()[1], _FAR)
-        for setting in kind.settings:
+        for setting in kind.settings if self._looks_far else ():
             self.run(setting, far)
         leading, at = self._leader()
         for factor in _AROUND:
@@ -188,7 +193,8 @@ def find_best(question: Question) -> Best:
     """The best of a system in a cell."""
     kind = question.kind
     measure = measure_in(question.cell, question.timing, question.seed)
-    search = Search(measure, question.first, timing=question.timing)
+    several_classes = question.cell.tpot_passes == 0
+    search = Search(measure, question.first, timing=question.timing, looks_far=several_classes)
     capacity, setting = search.capacity(kind)
     held = search.runs.get((setting, capacity), {})
     num_devices, peak_setting = search.peak(kind) if question.wants_peak else (capacity, setting)

@@ -76,6 +76,18 @@ class TestSearch:
         assert setting == B
         assert search.runs[setting, num_devices]["goodput"] > 0.85 * 200.0
 
+    @pytest.mark.parametrize("looks_far", [True, False])
+    def test_a_second_hill_is_found_where_it_is_looked_for(self, looks_far: bool) -> None:
+        """That of what has given up a class, at twice the number of devices."""
+
+        def measure(setting: Setting, n: int) -> dict[str, float]:
+            hill = 100.0 - 10.0 * abs(n - 24)
+            return {"attainment": float(n <= 24), "goodput": 150.0 if setting == B and n >= 46 else max(hill, 1.0)}
+
+        search = Search(measure, 24, most=500, looks_far=looks_far)
+        search.capacity(KIND)
+        assert (search.peak(KIND)[1] == B) == looks_far
+
 
     @pytest.mark.parametrize(("chunk", "length"), [(32, 1), (768, 4), (96, 16)])
     def test_goes_on_to_better_settings_than_those_it_begins_with(self, chunk: int, length: int) -> None:
