@@ -216,12 +216,12 @@ FULL: tuple[Kind, ...] = (
     _fixed_edf((4, 2, 6, 8), (192, 96, 256, 384)),
 )
 FEW: tuple[Kind, ...] = (
-    _centralized((192,), (96,)),
-    _sled((8,), (0.3,), ((16, 10.0),), (128,)),
+    _centralized((192, 256), (96, 112)),
+    _sled((4, 8), (0.3,), ((16, 10.0),), (128,)),
     _published((0.7,), (192,), (128,)),
     SLO_CENTRAL,
-    _colocated(("edf",), (256,), [RuleSpec("fixed", 2), RuleSpec("fixed", 1)]),
-    _fixed_edf((4, 2), (192,)),
+    _colocated(("edf",), (192, 256), [RuleSpec("fixed", 1), RuleSpec("fixed", 2)]),
+    _fixed_edf((4, 2), (192, 96, 256)),
 )
 BASELINES = tuple(kind.name for kind in FULL)
 SYSTEMS = {kind.name: kind for kind in (*FULL, WISP, *ABLATIONS)}
