@@ -4,9 +4,9 @@ Capacity: the usual setting is bisected first. Any other setting has to hold mor
 one run tells; only if it does is it followed upwards. So every setting of the sweep is tried, and few runs are long
 ones. Then the neighbours of the best one, until none holds more. Peak goodput: every setting is tried at the number of
 devices that gave the most so far and, among several classes, with twice as many (what gives up a class may do best
-there); the best one with fewer and a few more too, and it climbs from there, up or down, first in large steps, then in
-small ones; again its neighbours follow. Attainment is taken to fall with the number of devices. Runs are random in
-their sessions, so all this holds to a few percent with one seed.
+there); the best one with fewer and more too, as the hill is a bumpy one, and it climbs from there, up or down, first in
+large steps, then in small ones; again its neighbours follow. Attainment is taken to fall with the number of devices.
+Runs are random in their sessions, so all this holds to a few percent with one seed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Measure = Callable[[Setting, int], Figures]
 ATTAINMENT = 0.95
 MOST_DEVICES = 1024
 _GAIN = 1.003  # a step that brings less is none
-_FAR, _AROUND = 2.0, (0.7, 1.4)  # of the number of devices of the most goodput so far: where else a peak is looked for
+_FAR, _AROUND = 2.0, (0.7, 0.85, 1.2, 1.4)  # of the devices of the most goodput so far: where else a peak may be
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,6 +76,15 @@ class TestSearch:
         assert setting == B
         assert search.runs[setting, num_devices]["goodput"] > 0.85 * 200.0
 
+    def test_a_dip_beside_the_leader_does_not_hide_the_peak(self) -> None:
+        def measure(setting: Setting, n: int) -> dict[str, float]:
+            return {"attainment": float(n <= 46), "goodput": 570.0 - abs(n - 46) + (60.0 if 53 <= n <= 57 else 0.0)}
+
+        search = Search(measure, 46, most=500, timing=Timing(climbs=(1.25,)), looks_far=False)
+        search.capacity(KIND)
+        num_devices, setting = search.peak(KIND)
+        assert search.runs[setting, num_devices]["goodput"] > 610.0
+
     @pytest.mark.parametrize("looks_far", [True, False])
     def test_a_second_hill_is_found_where_it_is_looked_for(self, looks_far: bool) -> None:
         """That of what has given up a class, at twice the number of devices."""
