@@ -25,6 +25,7 @@ from wisp_plugin.pass_features import choice_features
 from wisp_plugin.policies import Choice, expected_tokens
 from wisp_plugin.roster import Candidates, Floats, Ints
 from wisp_plugin.wisp_hold import FEW_SESSIONS
+from wisp_plugin.wisp_offers import tells_turns
 from wisp_plugin.wisp_parameters import WispParameters
 
 LEAST_GAIN = 1.2  # tokens per second that a step adds, over those of the pass without it; 1 among FEW_SESSIONS
@@ -168,12 +169,10 @@ class _Drafted:
 def draft_weights(c: Candidates, rows: Ints) -> Floats:
     """What a draft token counts for each of the sessions `rows`: 1 where a turn is worth as much as in their median.
 
-    A turn is worth its tokens times the tpot. 1 as well for those whose turns are not known yet, prompts among them,
-    and for those whose turns set no length: lost ones, and `sync`.
+    A turn is worth its tokens times the tpot. 1 as well for those whose turns tell nothing.
     """
     weights = np.ones(len(rows))
-    is_known = (c.num_turns >= _PARAMETERS.young_turns) & (c.is_lost == 0) & (c.is_sync == 0)
-    known = np.flatnonzero(is_known[rows])
+    known = np.flatnonzero(tells_turns(c, _PARAMETERS)[rows])
     if len(known):
         turn_s = (c.tpot_s * c.tokens_per_turn)[rows[known]]
         weights[known] = np.median(turn_s) / turn_s

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from wisp_plugin.roster import Bools, Candidates, Floats, Ints
+from wisp_plugin.wisp_parameters import WispParameters
 
 
 @dataclass(slots=True)
@@ -32,3 +35,9 @@ class Offers:
     work: Floats  # [2, S, L]: memory and arithmetic
     needs: Bools  # [S]: takes part whatever it costs
     need_s: Floats  # [S]: when a session starts to need a token
+
+
+def tells_turns(c: Candidates, parameters: WispParameters) -> Bools:
+    """Whose turns tell how rich turns have to be, `[S]`: neither those that are not known yet, prompts among them, nor
+    those that set no length of a pass: lost sessions, and `sync`."""
+    return np.asarray((c.num_turns >= parameters.young_turns) & (c.is_lost == 0) & (c.is_sync == 0))

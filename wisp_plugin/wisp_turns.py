@@ -20,6 +20,7 @@ from wisp_plugin.roster import Bools, Candidates, Floats, Ints
 from wisp_plugin.wisp_budget import Budget
 from wisp_plugin.wisp_fill import Fill, Wanted
 from wisp_plugin.wisp_first_tokens import will_be_late
+from wisp_plugin.wisp_offers import tells_turns
 from wisp_plugin.wisp_parameters import WispParameters
 
 
@@ -89,12 +90,10 @@ class Turns:
     def _weights(self, c: Candidates, budget_s: float) -> Floats:
         """What a draft token counts for each session, `[S]`: 1, but more for those whose turns are hardly worth a pass
         of `budget_s`: they need richer ones, or set its length, or are given up. A turn is worth its tokens times the
-        tpot. 1 as well for those whose turns are not known yet, prompts among them, and for those whose turns set no
-        length: lost ones, and `sync`."""
+        tpot. 1 as well for those whose turns tell nothing."""
         p = self._parameters
-        is_known = (c.num_turns >= p.young_turns) & (c.is_lost == 0) & (c.is_sync == 0)
         weights = p.poor_turn_passes * budget_s / (c.tpot_s * c.tokens_per_turn)
-        return np.where(is_known, weights.clip(1.0, p.most_draft_weight), 1.0)
+        return np.where(tells_turns(c, p), weights.clip(1.0, p.most_draft_weight), 1.0)
 
     def _price(self, c: Candidates, runs: Bools, num_uncached: Floats) -> float:
         """What the time of a draft token costs everybody else who `runs`, in tokens."""
