@@ -46,10 +46,15 @@ def num_cores() -> int:
 
 def asked(args: argparse.Namespace) -> tuple[Cell, list[Kind], Timing, list[int]]:
     """Cell, systems with their settings, length of runs and seeds that the options ask for."""
-    kinds = chosen_kinds(args.systems, FEW if args.few or args.quick else FULL)
+    kinds = chosen_kinds(args.systems, lists(args))
     timing = SHORT if args.quick else MEDIUM if args.few else Timing()
     seeds = [args.seed + i for i in range(1 if args.quick else args.seeds)]
     return replace(MIX, draft=args.draft, profile=args.profile), kinds, timing, seeds
+
+
+def lists(args: argparse.Namespace) -> Sequence[Kind]:
+    """The systems with the settings that searches begin with."""
+    return FEW if args.few or args.quick else FULL
 
 
 def assumptions(cell: Cell, timing: Timing, seeds: Sequence[int]) -> list[str]:

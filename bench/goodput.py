@@ -22,12 +22,12 @@ from typing import Any
 from bench.arguments import make_report_folder
 from bench.cells import Cell, Timing
 from bench.comparison import SUMMARY_COLUMNS, Comparison, compare, ratio_figures, summary_rows
-from bench.comparison_command import add_common, asked, assumptions, mean_figures, page_of, systems_figures
+from bench.comparison_command import add_common, asked, assumptions, lists, mean_figures, page_of, systems_figures
 from bench.report import finish, print_table
 from bench.scheduler_systems import Lab
 from bench.search import measure_in
 from bench.sensitivity import SENSITIVITY_COLUMNS, sensitivity, table_rows, variants
-from bench.systems import FEW, FULL, Kind, reachable
+from bench.systems import Kind, reachable
 
 GRID = (8, 16, 24, 32, 40, 56, 68, 80, 104)
 _SHOWN = ("goodput", "attainment", "wdt_share", "busy_share", "mean_pass_ms")
@@ -46,8 +46,7 @@ def main(args: argparse.Namespace) -> int:
     with Lab(args.jobs) as lab:
         comparison = compare(lab, cell, kinds, timing, seeds, together=args.together)
         lines = curves(lab, comparison, kinds, timing, seeds[0], GRID[1::3] if args.quick else GRID)
-        tried = FEW if args.few or args.quick else FULL
-        others = sensitivity(lab, variants(cell), timing, args.seed, tried) if args.sensitivity else []
+        others = sensitivity(lab, variants(cell), timing, args.seed, lists(args)) if args.sensitivity else []
     print("\n".join(["", *assumptions(cell, timing, seeds)]))
     print_table("Goodput, each system at its best", SUMMARY_COLUMNS, summary_rows(comparison))
     rows = [(name, n, *(f[k] for k in _SHOWN)) for name, line in lines.items() for n, f in line.items()]
