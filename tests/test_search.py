@@ -1,0 +1,113 @@
+"""The search of a system at its best, on made-up hills: capacity, peak, and settings beyond those it begins with."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.baseline_rules import RuleSpec
+from bench.cells import Timing
+from bench.search import Search
+from bench.systems import CHUNKS, FEW, LENGTHS, SYSTEMS, WISP, Kind, Setting, reachable
+
+A, B = Setting("x", "edf", RuleSpec("fixed", 1)), Setting("x", "edf", RuleSpec("fixed", 2))
+KIND = Kind("x", [A, B], is_open=False)
+
+
+class TestSearch:
+    def search(self, capacities: dict[Setting, int], peak_at: int = 40, first: int = 24) -> Search:
+        """Attainment falls at the capacities; goodput is a hill with its top at `peak_at`, higher for B."""
+
+        def measure(setting: Setting, n: int) -> dict[str, float]:
+            height = 2.0 if setting == B else 1.0
+            return {"attainment": 1.0 if n <= capacities[setting] else 0.5,
+                    "goodput": height * 100.0 * math.exp(-abs(math.log(n / peak_at)))}  # fmt: skip
+
+        return Search(measure, first, most=500)
+
+    @settings(max_examples=60)
+    @given(a=st.integers(0, 400), b=st.integers(0, 400), first=st.integers(1, 300))
+    def test_finds_the_capacity_of_the_better_setting(self, a: int, b: int, first: int) -> None:
+        search = self.search({A: a, B: b}, first=first)
+        found, setting = search.capacity(KIND)
+        best = max(a, b)
+        assert best - max(1, 0.04 * best) <= found <= best
+        assert found == 0 or search.runs[setting, found]["attainment"] == 1.0
+
+    def test_no_run_is_made_twice_and_a_poor_setting_costs_one(self) -> None:
+        calls = []
+
+        def measure(setting: Setting, n: int) -> dict[str, float]:
+            calls.append((setting, n))
+            return {"attainment": float(n <= {A: 100, B: 50}[setting]), "goodput": 1.0 * n}
+
+        search = Search(measure, 24, most=500)
+        search.capacity(KIND)
+        assert sum(setting == B for setting, _ in calls) == 1
+        search.peak(KIND)
+        assert len(calls) == len(set(calls))
+
+    @settings(max_examples=40)
+    @given(peak_at=st.integers(2, 400), first=st.integers(1, 300))
+    def test_climbs_to_the_peak_from_anywhere(self, peak_at: int, first: int) -> None:
+        search = self.search({A: 60, B: 40}, peak_at, first)
+        search.capacity(KIND)
+        num_devices, setting = search.peak(KIND)
+        assert setting == B
+        assert search.runs[setting, num_devices]["goodput"] > 0.85 * 200.0
+
+    def test_a_dip_beside_the_leader_does_not_hide_the_peak(self) -> None:
+        def measure(setting: Setting, n: int) -> dict[str, float]:
+            return {"attainment": float(n <= 46), "goodput": 570.0 - abs(n - 46) + (60.0 if 53 <= n <= 57 else 0.0)}
+
+        search = Search(measure, 46, most=500, timing=Timing(climbs=(1.25,)), looks_far=False)
+        search.capacity(KIND)
+        num_devices, setting = search.peak(KIND)
+        assert search.runs[setting, num_devices]["goodput"] > 610.0
+
+    @pytest.mark.parametrize("looks_far", [True, False])
+    def test_a_second_hill_is_found_where_it_is_looked_for(self, looks_far: bool) -> None:
+        """That of what has given up a class, at twice the number of devices."""
+
+        def measure(setting: Setting, n: int) -> dict[str, float]:
+            hill = 100.0 - 10.0 * abs(n - 24)
+            return {"attainment": float(n <= 24), "goodput": 150.0 if setting == B and n >= 46 else max(hill, 1.0)}
+
+        search = Search(measure, 24, most=500, looks_far=looks_far)
+        search.capacity(KIND)
+        assert (search.peak(KIND)[1] == B) == looks_far
+
+
+    @pytest.mark.parametrize(("chunk", "length"), [(32, 1), (768, 4), (96, 16)])
+    def test_goes_on_to_better_settings_than_those_it_begins_with(self, chunk: int, length: int) -> None:
+        """The nearer to one setting the more devices, and the higher the peak: both end there, from wherever."""
+
+        def measure(setting: Setting, n: int) -> dict[str, float]:
+            far = abs(CHUNKS.index(setting.chunk) - CHUNKS.index(chunk))
+            far += abs(LENGTHS.index(setting.rule.length) - LENGTHS.index(length))
+            height = 1000.0 * 0.8**far
+            return {"attainment": float(n <= 0.1 * height), "goodput": height - abs(n - 0.1 * height)}
+
+        search = Search(measure, 24, most=500)
+        num_devices, setting = search.capacity(replace(KIND, is_open=True))
+        assert (setting.chunk, setting.rule.length) == (chunk, length)
+        assert 95 <= num_devices <= 100
+        setting = search.peak(replace(KIND, is_open=True))[1]
+        assert (setting.chunk, setting.rule.length) == (chunk, length)
+        assert reachable(KIND.settings)[str(setting)] == setting
+
+    def test_one_setting_stays_alone(self) -> None:
+        """On other seeds a system has the setting that it was tuned to."""
+        search = self.search({A: 60, B: 40})
+        assert search.capacity(replace(KIND, is_open=True).only(A))[1] == A
+        assert {setting for setting, _ in search.runs} == {A}
+
+    def test_what_is_ours_has_no_such_settings(self) -> None:
+        """One set of constants everywhere."""
+        assert not any(WISP.neighbours(setting) for setting in WISP.settings)
+        assert not SYSTEMS["slo-central"].neighbours(SYSTEMS["slo-central"].settings[0])
+        assert all(any(kind.neighbours(s) for s in kind.settings) for kind in FEW if kind.name != "slo-central")
