@@ -148,10 +148,9 @@ def _about(results: Sequence[CellResult]) -> list[str]:
     axes = {"drafts": [c.draft for c in cells], "devices": [c.speeds for c in cells],
             "RTT, ms": [f"{c.rtt_ms[0]:g}" for c in cells], "tpot": [f"{c.tpot_passes:g}" for c in cells]}  # fmt: skip
     points = "; ".join(f"{name} {', '.join(dict.fromkeys(values))}" for name, values in axes.items())
-    return [
-        f"That is said of the first of {len(results)} cells, each with one SLO class, tpot in passes: {points}.",
-        f"Made by commits {', '.join(commits)}." if commits else "",
-    ]
+    made_by = [f"Made by commits {', '.join(commits)}."] if commits else []
+    said = f"That is said of the first of {len(results)} cells, each with one SLO class, tpot in passes: {points}."
+    return [said, *made_by]
 
 
 def _write(

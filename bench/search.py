@@ -92,7 +92,7 @@ class Search:
         """The most devices that any setting holds (0: not even one), and that setting."""
         best = kind.settings[0]
         most = self._bisect(best, 0, self._first)
-        tried, waiting = {best}, list(kind.settings[1:])
+        tried, waiting = {best}, list(kind.settings[1:]) or kind.neighbours(best)
         while waiting:
             setting = waiting.pop(0)
             tried.add(setting)

@@ -92,6 +92,8 @@ class TestSearch:
             height = 1000.0 * 0.8**far
             return {"attainment": float(n <= 0.1 * height), "goodput": height - abs(n - 0.1 * height)}
 
+        alone = Search(measure, 24, most=500).capacity(Kind("x", [A]))[1]  # a list of one is no end either
+        assert (alone.chunk, alone.rule.length) == (chunk, length)
         search = Search(measure, 24, most=500)
         num_devices, setting = search.capacity(replace(KIND, is_open=True))
         assert (setting.chunk, setting.rule.length) == (chunk, length)
