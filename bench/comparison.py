@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,30 +45,33 @@ class Comparison:
 
 def compare(
     lab: Lab, cell: Cell, kinds: Sequence[Kind], timing: Timing, seeds: Sequence[int], wants_peak: bool = True,
-    first: int = 32, together: int = 0,
+    first: int = 32, together: int = 0, tuned: Mapping[str, Best] | None = None,
 ) -> Comparison:  # fmt: skip
     """Tune every system on the first seed, then find its capacity and peak on the others with what was best.
 
-    `together`: settings of a system that are swept one after the other, parts beside each other; 0: all.
+    `together`: settings of a system that are swept one after the other, parts beside each other; 0: all. `tuned`: what
+    was found on the first seed before, of all systems.
     """
+    tuned = tuned or _tuned(lab, cell, kinds, timing, seeds[0], wants_peak, first, together)
+    bests = {kind.name: [tuned[kind.name]] for kind in kinds}
+    asked = [(kind.name, _at_best(cell, kind, tuned[kind.name], timing, seed, wants_peak))
+             for seed in seeds[1:] for kind in kinds]  # fmt: skip
+    questions = [question for _, own in asked for question in own]
+    answers = iter(lab.map("seeds", find_best, questions, note=str)) if questions else iter(())
+    for name, own in asked:
+        bests[name].append(_joined([next(answers) for _ in own]))
+    return Comparison(cell, bests)
+
+
+def _tuned(
+    lab: Lab, cell: Cell, kinds: Sequence[Kind], timing: Timing, seed: int, wants_peak: bool, first: int, together: int
+) -> dict[str, Best]:
+    """The best of every system over all its settings."""
     parts = [kind.parts(together) for kind in kinds]
-    swept = [Question(cell, part, timing, seeds[0], first, wants_peak) for kind in parts for part in kind]
+    swept = [Question(cell, part, timing, seed, first, wants_peak) for kind in parts for part in kind]
     # The last system is ours and takes longest: begun first, it is not waited for alone.
     answered = reversed(lab.map("sweep", find_best, swept[::-1], note=str))
-    tuned = [best_of([next(answered) for _ in kind]) for kind in parts]
-    bests = {kind.name: [best] for kind, best in zip(kinds, tuned, strict=True)}
-    questions = [
-        question
-        for seed in seeds[1:]
-        for kind, best in zip(kinds, tuned, strict=True)
-        for question in _at_best(cell, kind, best, timing, seed, wants_peak)
-    ]
-    answers = iter(lab.map("seeds", find_best, questions, note=str)) if questions else iter(())
-    for _ in seeds[1:]:
-        for kind, best in zip(kinds, tuned, strict=True):
-            parts = [next(answers) for _ in _at_best(cell, kind, best, timing, 0, wants_peak)]
-            bests[kind.name].append(_joined(parts))
-    return Comparison(cell, bests)
+    return {kind.name: best_of([next(answered) for _ in own]) for kind, own in zip(kinds, parts, strict=True)}
 
 
 def _at_best(cell: Cell, kind: Kind, best: Best, timing: Timing, seed: int, wants_peak: bool) -> list[Question]:

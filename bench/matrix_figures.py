@@ -43,6 +43,21 @@ def against(result: CellResult, figure: str, system: str) -> float | None:
     return mean(values["wisp"]) / other if other else None
 
 
+def is_lost(result: CellResult) -> bool:
+    """Whether WISP has less than NO_REGRET of the best other system in capacity or goodput."""
+    ratios = [against_best(result, figure).value for figure in ("capacity", "goodput")]
+    return any(ratio is not None and ratio < NO_REGRET for ratio in ratios)
+
+
+def before_and_after(before: CellResult, after: CellResult) -> dict[str, Any]:
+    """The ratios of a cell with few and with more seeds."""
+    row: dict[str, Any] = {"cell": before.cell.name, "seeds": len(after.goodput["wisp"])}
+    for figure in ("capacity", "goodput"):
+        row[f"{figure}_before"] = against_best(before, figure).value
+        row[figure] = against_best(after, figure).value
+    return row
+
+
 def matrix_figures(results: Sequence[CellResult]) -> dict[str, Any]:
     """All figures of a matrix, see `bench.matrix`."""
     figures: dict[str, Any] = {"cells": len(results)}

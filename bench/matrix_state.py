@@ -69,6 +69,11 @@ class CellResult:
             {part.system: part.made_by for part in parts},
         )
 
+    def tuned(self, system: str) -> Best:
+        """What was found of a system on the first seed, without the figures of its runs."""
+        capacity, (holder, leader) = int(self.capacity[system][0]), self.settings[system]
+        return Best(system, capacity, holder, {}, self.goodput[system][0], capacity, leader, {}, [])
+
 
 def same_to(kind: Kind, cell: Cell, parts: Parts) -> Part | None:
     """What is finished of a system in a cell that differs from `cell` in nothing that the system sees, if anything."""
