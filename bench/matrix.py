@@ -32,7 +32,15 @@ from bench.comparison import chosen_kinds
 from bench.comparison_command import assumptions, num_cores
 from bench.gpu_profile import DEFAULT
 from bench.html_report import DEFINITIONS, Page
-from bench.matrix_figures import TABLE_COLUMNS, before_and_after, is_lost, matrix_figures, table_rows
+from bench.matrix_figures import (
+    SETTING_COLUMNS,
+    TABLE_COLUMNS,
+    before_and_after,
+    is_lost,
+    matrix_figures,
+    setting_rows,
+    table_rows,
+)
 from bench.matrix_run import MatrixRuns
 from bench.matrix_state import CellResult
 from bench.report import commit, finish, print_table
@@ -148,6 +156,8 @@ def _write(
     page.heading("All cells")
     lost_names = {c["cell"] for figure in ("goodput", "capacity") for c in figures[f"cells_lost_{figure}"]}
     page.table(TABLE_COLUMNS, table_rows(results), [i for i, r in enumerate(results) if r.cell.name in lost_names])
+    page.heading("Settings at the peak of goodput, first seed")
+    page.table(SETTING_COLUMNS, setting_rows(results))
     page.heading("Figures")
     numbers = [(k, v) for k, v in figures.items() if isinstance(v, int | float) or v is None]
     page.table(("figure", "value"), numbers)

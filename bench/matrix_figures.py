@@ -135,3 +135,14 @@ TABLE_COLUMNS = (
     "goodput", "goodput / best other", "best other in goodput",
     "capacity / centralized", "goodput / centralized", "goodput / published",
 )  # fmt: skip
+
+SETTING_COLUMNS = ("cell", "goodput", "WISP with", "best other", "with")
+
+
+def setting_rows(results: Sequence[CellResult]) -> list[list[Any]]:
+    """What the ratios of goodput are between, a row per cell, see SETTING_COLUMNS."""
+    rows: list[list[Any]] = []
+    for r in results:
+        ratio = against_best(r, "goodput")
+        rows.append([r.cell.name, ratio.value, r.settings["wisp"][1], ratio.other, r.settings[ratio.other][1]])
+    return rows

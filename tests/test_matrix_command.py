@@ -33,7 +33,9 @@ def test_a_stopped_run_goes_on(options: list[str], capsys: pytest.CaptureFixture
     document = document_of(output.out)
     assert document["cells"] == 2
     assert {"matrix_min", "capacity_vs_published_gm", "goodput_vs_sled_median"} <= set(document)
-    assert (tmp_path / "matrix.html").read_text().count("data:image/png;base64,") == 2
+    page = (tmp_path / "matrix.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert "wisp, price, chunk" in page  # settings
     assert cli.main([*options, "--finished"]) == 0
     output = capsys.readouterr()
     assert "sweep" not in output.err
