@@ -9,8 +9,10 @@ Only three things are modelled: the link (`Link`), the device's drafting (`Simul
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -116,7 +118,20 @@ def build_engine(
 
 def simulate(scenario: Scenario) -> SimResult:
     """Run a scenario. Raises SimulationError if a request fails or sessions are left that nothing would serve."""
-    return _World(scenario).run()
+    with _no_collector():
+        return _World(scenario).run()
+
+
+@contextlib.contextmanager
+def _no_collector() -> Iterator[None]:
+    """Meanwhile nothing looks for cycles among the sessions of the run, which takes a tenth of its time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class _Reply:

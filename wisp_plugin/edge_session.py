@@ -241,7 +241,7 @@ class EdgeSession:
         self._meter.on_commit(commit, breaks, now_s)
 
     def _count(self, commit: Commit) -> None:
-        if commit.origin.any():  # `Origin.DECODED` is 0
+        if any(commit.origin.tolist()):  # `Origin.DECODED` is 0
             self._outbox.on_verified()
         self.stats.on_commit(commit, self._draft_s[commit.start : commit.end])
 

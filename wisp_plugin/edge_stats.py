@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 from wisp_plugin.messages import Commit, Origin
 
+_ACCEPTED, _CORRECTION = int(Origin.ACCEPTED), int(Origin.CORRECTION)
+
 
 @dataclasses.dataclass(slots=True)
 class EdgeStats:
@@ -45,7 +47,7 @@ class EdgeStats:
         origins = commit.origin.tolist()  # a few: faster than columns
         self.num_commits += 1
         self.num_committed += len(origins)
-        self.num_accepted += origins.count(Origin.ACCEPTED)
-        self.num_corrections += origins.count(Origin.CORRECTION)
+        self.num_accepted += origins.count(_ACCEPTED)
+        self.num_corrections += origins.count(_CORRECTION)
         times_s = zip(origins, drafting_s.tolist(), strict=True)
-        self.useful_drafting_s += sum(time_s for origin, time_s in times_s if origin == Origin.ACCEPTED)
+        self.useful_drafting_s += sum(time_s for origin, time_s in times_s if origin == _ACCEPTED)

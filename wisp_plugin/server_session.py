@@ -27,6 +27,7 @@ from wisp_plugin.messages import (
 from wisp_plugin.timeline import Timeline
 
 _OWN_PAUSE = 3  # turns in which nothing is planned for who got no draft of the server: it had no room, or no context
+_ACCEPTED, _DECODED = int(Origin.ACCEPTED), int(Origin.DECODED)
 _TURN_MEMORY = 0.8  # of smoothed figures about a session's turns: how much a turn keeps of what was
 
 
@@ -244,11 +245,11 @@ class ServerSession:
                 length = i + 1
                 self.status = Status.EOS
                 break
-        origin = np.full(length, Origin.ACCEPTED, np.uint8)
-        origin[num_right:] = Origin.DECODED
+        num_accepted = min(num_right, length)
+        origins = [_ACCEPTED] * num_accepted + [_DECODED] * (length - num_accepted)
         if length == len(chosen):
-            origin[-1] = own
-        return chosen[:length], origin
+            origins[-1] = int(own)
+        return chosen[:length], np.array(origins, np.uint8)
 
     def _append(self, tokens: Tokens, origin: Origins | Origin) -> None:
         end = self.num_committed + len(tokens)
