@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
-from unittest import mock
 
-from bench import simulator
 from bench.sim_result import SimResult
 from bench.simulator import Scenario, simulate
 from bench.virtual_time import EventQueue
@@ -63,5 +60,4 @@ class RecordingEvents(EventQueue):
 def simulate_logged(scenario: Scenario) -> tuple[SimResult, CommitLog]:
     """`simulate`, and when its commits arrived."""
     log = CommitLog()
-    with mock.patch.object(simulator, "EventQueue", functools.partial(RecordingEvents, log)):
-        return simulate(scenario), log
+    return simulate(scenario, RecordingEvents(log)), log

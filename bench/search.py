@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from bench.bisection import most_that_hold
 from bench.cells import Cell, Timing
 from bench.simulator import simulate
 from bench.systems import Kind, Setting
@@ -105,20 +106,7 @@ class Search:
 
     def _bisect(self, setting: Setting, good: int, probe: int) -> int:
         """The most devices of a setting that holds `good`; the first question is `probe`."""
-        bad = self._most + 1
-        factor = 1.5 if good else 2.0
-        while good < bad - 1 and probe < bad:
-            if self.holds(setting, probe):
-                good, probe = probe, round(factor * probe) + 1
-            else:
-                bad = probe
-        while not good and bad > 1:  # began too high
-            probe = bad // 2
-            good, bad = (probe, bad) if self.holds(setting, probe) else (0, probe)
-        while bad - good > max(1, self._resolution * good):
-            middle = (good + bad) // 2
-            good, bad = (middle, bad) if self.holds(setting, middle) else (good, middle)
-        return good
+        return most_that_hold(lambda n: self.holds(setting, n), good, probe, self._most, self._resolution)
 
     def peak(self, kind: Kind) -> tuple[int, Setting]:
         """Devices and setting of the most goodput. Call it behind `capacity`."""

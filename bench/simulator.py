@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bench.arrivals import Arrivals
+from bench.bisection import most_that_hold
 from bench.gpu_cost import A100_32G
 from bench.report import Progress
 from bench.sim_client import ClientSettings, DraftsAlong, SessionTokens, SimulatedClient, SimulationError
@@ -116,10 +117,13 @@ def build_engine(
     return Engine(scheduler, drafting, config, clock, drafting_s=lambda: drafting.drafting_s)
 
 
-def simulate(scenario: Scenario) -> SimResult:
-    """Run a scenario. Raises SimulationError if a request fails or sessions are left that nothing would serve."""
+def simulate(scenario: Scenario, events: EventQueue | None = None) -> SimResult:
+    """Run a scenario, with a queue of your own if you like to see what happens.
+
+    Raises SimulationError if a request fails or sessions are left that nothing would serve.
+    """
     with _no_collector():
-        return _World(scenario).run()
+        return _World(scenario, events).run()
 
 
 @contextlib.contextmanager
@@ -166,9 +170,9 @@ class _Reply:
 class _World:
     """Clients, links and the engine's loop."""
 
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(self, scenario: Scenario, events: EventQueue | None = None) -> None:
         self.scenario = scenario
-        self.events = EventQueue()
+        self.events = events or EventQueue()
         self.failures: list[str] = []  # of answers: the engine survives what a reply raises
         self._clients: dict[str, SimulatedClient] = {}
         self._replies: dict[str, _Reply] = {}
@@ -270,8 +274,7 @@ def capacity(
 ) -> int:
     """The most devices with at least `attainment` of sessions meeting their SLO (0: not even one).
 
-    Doubles from 8, then bisects to 3 % or one device, assuming that more devices never raise the attainment, which
-    `measure` tells.
+    To 3 % or one device, if more devices never raise the attainment, which `measure` tells.
     """
 
     def holds(num_devices: int) -> bool:
@@ -280,11 +283,4 @@ def capacity(
             progress.step(note=f"{num_devices} devices: {reached:.3f}")
         return reached >= attainment
 
-    good, bad = 0, 8
-    while bad <= max_devices and holds(bad):
-        good, bad = bad, 2 * bad
-    bad = min(bad, max_devices + 1)
-    while bad - good > max(1, 0.03 * good):
-        middle = (good + bad) // 2
-        good, bad = (middle, bad) if holds(middle) else (good, middle)
-    return good
+    return most_that_hold(holds, 0, 8, max_devices, 0.03)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.baseline_rules import RuleSpec
+from bench.bisection import most_that_hold
 from bench.cells import Timing
 from bench.search import Search
 from bench.systems import CHUNKS, FEW, LENGTHS, SYSTEMS, WISP, Kind, Setting, reachable
@@ -113,3 +114,22 @@ class TestSearch:
         assert not any(WISP.neighbours(setting) for setting in WISP.settings)
         assert not SYSTEMS["slo-central"].neighbours(SYSTEMS["slo-central"].settings[0])
         assert all(any(kind.neighbours(s) for s in kind.settings) for kind in FEW if kind.name != "slo-central")
+
+
+@given(
+    most=st.integers(1, 1024), limit=st.integers(0, 1100), probe=st.integers(1, 1024), known=st.integers(0, 1024),
+    resolution=st.sampled_from([0.0, 0.03, 0.1]),
+)  # fmt: skip
+def test_bisection_finds_the_limit(most: int, limit: int, probe: int, known: int, resolution: float) -> None:
+    asked: list[int] = []
+
+    def holds(num_devices: int) -> bool:
+        asked.append(num_devices)
+        return num_devices <= limit
+
+    limit = min(limit, most)
+    good = min(known, limit)
+    found = most_that_hold(holds, good, min(max(probe, good + 1), most), most, resolution)
+    assert 0 <= limit - found < max(1, resolution * found)
+    assert all(1 <= n <= most for n in asked)
+    assert len(asked) <= 24
