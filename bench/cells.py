@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.gpu_cost import unloaded_pass_s
 from bench.gpu_profile import DEFAULT, draft_step_on, find_profile, kv_tokens
-from bench.simulator import Scenario
+from bench.scenario import Scenario
 from bench.trace_walk import WalkOf
 from bench.workload import CLASSES, DeviceKind, SloClass, Throttling, Workload
 

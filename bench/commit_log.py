@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from bench.scenario import Scenario
 from bench.sim_result import SimResult
-from bench.simulator import Scenario, simulate
+from bench.simulator import simulate
 from bench.virtual_time import EventQueue
 from wisp_plugin.messages import Commit
 

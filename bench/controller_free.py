@@ -18,7 +18,8 @@ from bench.controller_rounds import Setting
 from bench.controller_sync import SETTINGS, SyncResult, geometric_mean
 from bench.gpu_cost import line
 from bench.report import Progress, print_table
-from bench.simulator import Scenario, simulate
+from bench.scenario import Scenario
+from bench.simulator import simulate
 from bench.trace_workload import TraceWorkload
 from wisp_plugin.acceptance_model import AcceptanceModel
 from wisp_plugin.controller import Abstention, SpeculationController

@@ -18,10 +18,11 @@ from typing import Any
 from bench.baseline_rules import RuleSpec
 from bench.cells import Cell, Timing
 from bench.gpu_cost import line
+from bench.scenario import Scenario
 from bench.scheduler_systems import Lab
 from bench.search import Search
 from bench.sim_colocated import DraftingCost
-from bench.simulator import Scenario, simulate
+from bench.simulator import simulate
 from bench.systems import Kind, Setting
 from wisp_plugin.estimator import Costs
 

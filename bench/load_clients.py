@@ -24,8 +24,8 @@ from bench.arrivals import Arrivals
 from bench.commit_log import CommitLog, RecordingEvents
 from bench.load_tokens import session_seed
 from bench.load_wire import STREAM_METHOD, decode, encode
+from bench.scenario import Scenario
 from bench.sim_client import SimulatedClient
-from bench.simulator import Scenario
 from bench.workload import Device, SessionSpec
 from edge_runtime.transport import VERIFIER_MODEL
 from wisp_plugin.errors import RequestRefused, TransportError

@@ -26,7 +26,7 @@ from bench.gpu_cost import unloaded_pass_s
 from bench.gpu_profile import DEFAULT, find_profile
 from bench.load_run import MakeController
 from bench.load_tokens import LoadTokens
-from bench.simulator import Scenario
+from bench.scenario import Scenario
 from bench.trace_walk import TraceRing
 from bench.traces_folder import FOLDER
 from bench.workload import CLASSES, Workload

@@ -15,8 +15,8 @@ import numpy as np
 
 from bench.commit_log import CommitLog
 from bench.load_clients import LiveWorld
+from bench.scenario import Scenario
 from bench.sim_result import ServerRecord, SimResult
-from bench.simulator import Scenario
 from wisp_plugin.acceptance_model import shipped_model
 from wisp_plugin.controller import SpeculationController
 from wisp_plugin.errors import ConfigError

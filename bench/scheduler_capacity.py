@@ -14,8 +14,8 @@ from dataclasses import replace
 from typing import Any
 
 from bench.report import print_table
+from bench.scenario import Scenario
 from bench.scheduler_systems import CHUNKS, WISP, Lab, best_centralized
-from bench.simulator import Scenario
 from bench.workload import Workload
 from wisp_plugin.wisp_policy import WispParameters
 

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bench.report import print_table
+from bench.scenario import Scenario
 from bench.scheduler_systems import (
     BASELINES,
     CHUNKS,
@@ -31,7 +32,6 @@ from bench.scheduler_systems import (
     best_centralized,
     tune,
 )
-from bench.simulator import Scenario
 from bench.workload import Workload
 
 TARGETS = {

@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 from bench.report import print_table
+from bench.scenario import Scenario
 from bench.scheduler_systems import WARM_UP_S, WISP, Lab
-from bench.simulator import Scenario
 from bench.workload import SloClass, Workload
 from wisp_plugin.wisp_policy import WispParameters
 

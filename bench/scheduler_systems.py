@@ -14,7 +14,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from bench.report import Progress, print_table
-from bench.simulator import Scenario, capacity, simulate
+from bench.scenario import Scenario
+from bench.simulator import capacity, simulate
 from wisp_plugin.messages import Mode
 from wisp_plugin.wisp_policy import Wisp, WispParameters
 

@@ -28,7 +28,7 @@ from typing import Any
 
 from bench.baseline_rules import ControllerOf, RuleSpec
 from bench.gpu_profile import QWEN3_06B, draft_step_costs, kv_tokens
-from bench.simulator import Scenario
+from bench.scenario import Scenario
 from wisp_plugin.messages import Mode
 from wisp_plugin.policies import Continuous
 from wisp_plugin.wisp_policy import Wisp, WispParameters

@@ -1,4 +1,4 @@
-"""Recorded drafting for sessions of any length (see `simulator.Scenario.tokens`).
+"""Recorded drafting for sessions of any length (see `scenario.Scenario.tokens`).
 
 Recorded texts are short (96 tokens), sessions are not. All texts of a trace are laid in a ring in their order; a
 session begins at a text that its number chooses and walks on from text to text, past the last one to the first, until

@@ -1,4 +1,4 @@
-"""One device that goes through recorded texts, one session behind the other (see `simulator.Scenario.tokens`)."""
+"""One device that goes through recorded texts, one session behind the other (see `scenario.Scenario.tokens`)."""
 
 from __future__ import annotations
 

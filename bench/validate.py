@@ -28,7 +28,7 @@ from bench.load import finite, run_on_own_server
 from bench.load_figures import load_figures
 from bench.load_options import Load, add_load_arguments, dilated
 from bench.report import check_targets, finish, print_table
-from bench.simulator import Scenario
+from bench.scenario import Scenario
 
 COMPARED = ("goodput", "commit_gap_ms", "commit_gap_p95_ms", "attainment")
 ALSO_SHOWN = ("throughput", "strict_attainment", "median_ttft_ms", "wdt_share", "pass_ms", "pass_sessions", "sessions")

@@ -16,8 +16,8 @@ from bench.load_clients import LiveEvents, LiveWorld
 from bench.load_figures import CommitLog
 from bench.load_options import MOST_SEED, Load, add_load_arguments
 from bench.load_tokens import session_seed
+from bench.scenario import Scenario
 from bench.sim_result import ServerRecord, SimResult
-from bench.simulator import Scenario
 from bench.workload import Workload
 from wisp_plugin.errors import ConfigError
 
@@ -30,7 +30,7 @@ def never(*_: object, **__: object) -> None:
 @pytest.fixture
 def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """No command begins a run."""
-    names = ("capacity.compare", "goodput.compare", "matrix.compare", "planner.solve", "simulator_speed.measure",
+    names = ("capacity.compare", "goodput.compare", "matrix_run.compare", "planner.solve", "simulator_speed.measure",
              "load.run_on_own_server", "validate.run_on_own_server", "validate.simulate_logged")  # fmt: skip
     for name in names:
         monkeypatch.setattr(f"bench.{name}", never)
@@ -89,7 +89,9 @@ class TestRefusals:
             *(f"{command} {rest}" for command in ("capacity", "goodput") for rest in (
                 "--seed -1", "--seeds 0", "--jobs 0", "--together 0", "--systems none",
             )),
-            *(f"matrix {rest}" for rest in ("--cells 0", "--cells -100", "--seeds 0", "--jobs 0", "--seed -1")),
+            *(f"matrix {rest}" for rest in (
+                "--cells 0", "--cells -100", "--seeds 0", "--jobs 0", "--seed -1", "--recheck 0",
+            )),
             *(f"plan --devices 2 --tpot-ms 60 {rest}" for rest in (
                 "--seed -1", "--seconds 0", "--seconds -3", "--prompt 0", "--prompt -5", "--prompt 5000",
                 "--output-tokens 0", "--output-tokens 5000", "--think-s -1", "--kv-tokens -5", "--kv-tokens 0",

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bench import cli, scheduler, scheduler_compare, scheduler_optimum, scheduler_plan
+from bench.scenario import Scenario
 from bench.scheduler_compare import Served
 from bench.scheduler_systems import (
     BASELINES,
@@ -23,7 +24,6 @@ from bench.scheduler_systems import (
     tune,
     with_drafts,
 )
-from bench.simulator import Scenario
 from bench.workload import Workload
 from wisp_plugin.config import EngineConfig
 from wisp_plugin.estimator import Estimator

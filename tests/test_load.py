@@ -20,7 +20,7 @@ from bench.load_options import Load, add_load_arguments, dilated
 from bench.load_run import MakeController
 from bench.load_tokens import LoadTokens, session_seed
 from bench.load_wire import decode, encode
-from bench.simulator import Scenario
+from bench.scenario import Scenario
 from bench.trace_walk import TraceRing
 from bench.validate import relative
 from bench.workload import Workload

@@ -9,7 +9,8 @@ import pytest
 
 from bench import cli, profile_shape
 from bench.gpu_profile import NORMS, find_profile, is_derived
-from bench.simulator import Scenario, simulate
+from bench.scenario import Scenario
+from bench.simulator import simulate
 from bench.workload import Workload
 from wisp_plugin.profile import load_profile
 

@@ -22,7 +22,8 @@ import pytest
 
 from bench.gpu_cost import A100_32G
 from bench.load_options import dilated
-from bench.simulator import Scenario, build_engine
+from bench.scenario import Scenario
+from bench.simulator import build_engine
 from bench.workload import Workload
 from tests.test_emulated_verifier import PROFILE, RING, Answers
 from triton_models.emulated_verifier import EmulatedVerifier

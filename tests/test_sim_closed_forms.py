@@ -12,8 +12,9 @@ from bench.baseline_rules import ControllerOf, RuleSpec
 from bench.cells import MIX, Cell, Timing
 from bench.gpu_cost import line, unloaded_pass_s
 from bench.gpu_profile import draft_step_costs
+from bench.scenario import Scenario
 from bench.sim_colocated import DraftingCost
-from bench.simulator import Scenario, _World, simulate
+from bench.simulator import _World, simulate
 from bench.systems import FEW, SYSTEMS, WISP, Setting
 from bench.workload import Device, SessionSpec, SloClass, Workload
 from wisp_plugin.estimator import Costs

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.simulator import Scenario, simulate
+from bench.scenario import Scenario
+from bench.simulator import simulate
 from bench.trace_walk import TraceRing, WalkOf, WalkTokens, load_ring
 from bench.workload import DeviceKind, Throttling, Workload
 from wisp_plugin.draft_trace import DraftTrace, TextTrace

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.gpu_cost import A100_32G, line, member_features, unloaded_pass_s
+from bench.scenario import Scenario
 from bench.sim_client import SessionTokens, SimulatedClient, SimulationError
 from bench.sim_result import SessionRecord, SimResult
-from bench.simulator import Scenario, _World, capacity, simulate
+from bench.simulator import _World, capacity, simulate
 from bench.virtual_time import EventQueue, Link
 from bench.workload import CLASSES, SloClass, Workload
 from tests.factories import make_session
