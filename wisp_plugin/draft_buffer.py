@@ -138,8 +138,10 @@ class DraftBuffer:
         else:
             # The device tells them given what it has seen; here they count from the start of the chain.
             seen = float(self._survival[draft.seen - 1]) if draft.seen > self._chain_start else 1.0
-            told = draft.survival[: end - draft.start].astype(np.float32) * np.float32(seen / 255)
-            self._survival[draft.start : end] = np.minimum.accumulate(np.minimum(told, before))
+            lowest, unit = before, float(np.float32(seen / 255))
+            for i, told in enumerate(draft.survival[: end - draft.start].tolist()):  # a few: faster than columns
+                lowest = min(lowest, told * unit)
+                self._survival[draft.start + i] = lowest
 
     def on_commit(self, committed: Tokens, num_committed: int, num_verified: int, num_accepted: int) -> None:
         """Compare what a pass commits behind `num_committed` with the head of the buffer: equal drops the head,
