@@ -84,7 +84,8 @@ def finish(name: str, figures: Mapping[str, Any], config: Mapping[str, Any], see
     document = {
         "benchmark": name,
         **figures,
-        "config": dict(config),
+        # Where a page was written says nothing about the figures, and names a folder of this machine.
+        "config": {name: value for name, value in config.items() if name != "report"},
         "seed": seed,
         "commit": commit(),
         "hardware": hardware(),
