@@ -56,7 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(parser)
-        return int(module.main(parser.parse_args(argv[1:])))
+        args = parser.parse_args(argv[1:])
+        from bench.report import commit  # has loaded NumPy, which help is too quick for
+
+        commit()  # remembered: it is that of what has just been loaded
+        return int(module.main(args))
     except WispError as error:
         print(f"wisp-bench: {error}", file=sys.stderr)
         return 2

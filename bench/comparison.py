@@ -45,22 +45,15 @@ class Comparison:
 
 def compare(
     lab: Lab, cell: Cell, kinds: Sequence[Kind], timing: Timing, seeds: Sequence[int], wants_peak: bool = True,
-    first: int = 32, together: int = 0, tuned: Mapping[str, Best] | None = None,
+    first: int = 32, together: int = 0,
 ) -> Comparison:  # fmt: skip
     """Tune every system on the first seed, then find its capacity and peak on the others with what was best.
 
-    `together`: settings of a system that are swept one after the other, parts beside each other; 0: all. `tuned`: what
-    was found on the first seed before, of all systems.
+    `together`: settings of a system that are swept one after the other, parts beside each other; 0: all.
     """
-    tuned = tuned or _tuned(lab, cell, kinds, timing, seeds[0], wants_peak, first, together)
-    bests = {kind.name: [tuned[kind.name]] for kind in kinds}
-    asked = [(kind.name, _at_best(cell, kind, tuned[kind.name], timing, seed, wants_peak))
-             for seed in seeds[1:] for kind in kinds]  # fmt: skip
-    questions = [question for _, own in asked for question in own]
-    answers = iter(lab.map("seeds", find_best, questions, note=str)) if questions else iter(())
-    for name, own in asked:
-        bests[name].append(_joined([next(answers) for _ in own]))
-    return Comparison(cell, bests)
+    tuned = _tuned(lab, cell, kinds, timing, seeds[0], wants_peak, first, together)
+    others = on_seeds(lab, cell, kinds, tuned, timing, seeds[1:], wants_peak)
+    return Comparison(cell, {name: [best, *others[name]] for name, best in tuned.items()})
 
 
 def _tuned(
@@ -74,14 +67,31 @@ def _tuned(
     return {kind.name: best_of([next(answered) for _ in own]) for kind, own in zip(kinds, parts, strict=True)}
 
 
+def on_seeds(
+    lab: Lab, cell: Cell, kinds: Sequence[Kind], tuned: Mapping[str, Best], timing: Timing, seeds: Sequence[int],
+    wants_peak: bool = True,
+) -> dict[str, list[Best]]:  # fmt: skip
+    """Capacity and peak of every system on these seeds, with the settings that were `tuned` on another one."""
+    asked = [(kind.name, _at_best(cell, kind, tuned[kind.name], timing, seed, wants_peak))
+             for seed in seeds for kind in kinds]  # fmt: skip
+    questions = [question for _, own in asked for question in own]
+    answers = iter(lab.map("seeds", find_best, questions, note=str)) if questions else iter(())
+    bests: dict[str, list[Best]] = {kind.name: [] for kind in kinds}
+    for name, own in asked:
+        bests[name].append(_joined([next(answers) for _ in own]))
+    return bests
+
+
 def _at_best(cell: Cell, kind: Kind, best: Best, timing: Timing, seed: int, wants_peak: bool) -> list[Question]:
-    """One question, or two if capacity and peak have different settings."""
+    """One question, or two if capacity and peak have different settings. What holds nobody may still have a peak: it
+    is looked for from where it was before."""
     by_name = reachable(kind.settings)
     holder, leader = by_name[best.capacity_setting], by_name[best.peak_setting]
-    one = Question(cell, kind.only(holder), timing, seed, max(1, best.capacity), wants_peak)
-    if not wants_peak or holder == leader:
-        return [one]
-    return [replace(one, wants_peak=False), replace(one, kind=kind.only(leader), first=max(1, best.peak_devices))]
+    held = Question(cell, kind.only(holder), timing, seed, max(1, best.capacity), wants_peak=False)
+    if not wants_peak:
+        return [held]
+    peak = Question(cell, kind.only(leader), timing, seed, max(1, best.peak_devices))
+    return [peak] if holder == leader else [held, peak]
 
 
 def _joined(parts: Sequence[Best]) -> Best:

@@ -53,8 +53,9 @@ def before_and_after(before: CellResult, after: CellResult) -> dict[str, Any]:
     """The ratios of a cell with few and with more seeds."""
     row: dict[str, Any] = {"cell": before.cell.name, "seeds": len(after.goodput["wisp"])}
     for figure in ("capacity", "goodput"):
-        row[f"{figure}_before"] = against_best(before, figure).value
-        row[figure] = against_best(after, figure).value
+        ratio = against_best(after, figure)
+        row |= {f"{figure}_before": against_best(before, figure).value, figure: ratio.value}
+        row[f"best_other_{figure}"] = ratio.other
     return row
 
 
@@ -136,7 +137,7 @@ TABLE_COLUMNS = (
     "capacity / centralized", "goodput / centralized", "goodput / published",
 )  # fmt: skip
 
-SETTING_COLUMNS = ("cell", "goodput", "WISP with", "best other", "with")
+SETTING_COLUMNS = ("cell", "goodput / best other", "WISP with", "best other", "with")
 
 
 def setting_rows(results: Sequence[CellResult]) -> list[list[Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,19 +28,15 @@ class MatrixRuns:
     path: Path
     num_jobs: int = 1
     fresh: bool = False
-    label: str = "matrix"  # of the progress
 
-    def run(self, wanted: Sequence[Cell], tuned: Mapping[Cell, CellResult] | None = None) -> list[CellResult]:
-        """Results in the order of `wanted`; systems that the file has in a cell are taken from there.
-
-        `tuned`: what the first seed gave, where that was run before.
-        """
+    def run(self, wanted: Sequence[Cell]) -> list[CellResult]:
+        """Results in the order of `wanted`; systems that the file has in a cell are taken from there."""
         keys = self._keys()
-        done = {} if self.fresh else self._finished_parts()
+        done = {} if self.fresh else self.finished_parts(warns=True)
         results = {}
-        with Lab(self.num_jobs) as lab, Progress(len(wanted), self.label) as progress:
+        with Lab(self.num_jobs) as lab, Progress(len(wanted), "matrix") as progress:
             for cell in corners_first(wanted):
-                for part in self._missing_parts(lab, cell, done, tuned[cell] if tuned else None):
+                for part in self._missing_parts(lab, cell, done):
                     done[cell, part.system] = part
                     append_part(self.path, keys[part.system], part)
                 results[cell] = CellResult.of([done[cell, kind.name] for kind in self.systems])
@@ -50,25 +46,25 @@ class MatrixRuns:
 
     def finished(self, wanted: Sequence[Cell]) -> list[CellResult]:
         """Results of those cells of `wanted` that the file has whole."""
-        done = self._finished_parts()
+        done = self.finished_parts(warns=True)
         parts = [[done.get((cell, kind.name)) for kind in self.systems] for cell in wanted]
         whole = [[part for part in own if part] for own in parts]
         return [CellResult.of(own) for own in whole if len(own) == len(self.systems)]
 
+    def finished_parts(self, warns: bool = False) -> Parts:
+        """All that the file has; `warns`: with a line on stderr if another commit made some of it."""
+        tell = (lambda line: print(f"matrix: {line}", file=sys.stderr)) if warns else (lambda line: None)
+        return load_parts(self.path, self._keys(), tell)
+
     def _keys(self) -> dict[str, str]:
         return {kind.name: key_of(self.timing, self.seeds, kind) for kind in self.systems}
 
-    def _finished_parts(self) -> Parts:
-        return load_parts(self.path, self._keys(), lambda line: print(f"matrix: {line}", file=sys.stderr))
-
-    def _missing_parts(self, lab: Lab, cell: Cell, done: Parts, before: CellResult | None) -> list[Part]:
+    def _missing_parts(self, lab: Lab, cell: Cell, done: Parts) -> list[Part]:
         """The parts of a cell that are not done: from cells that are the same to a system, or found now."""
         missing = [kind for kind in self.systems if (cell, kind.name) not in done]
         shared = [part for kind in missing if (part := same_to(kind, cell, done))]
         asked = [kind for kind in missing if kind.name not in {part.system for part in shared}]
         if not asked:
             return shared
-        tuned = {kind.name: before.tuned(kind.name) for kind in asked} if before else None
-        first = _FIRST.get(cell.tpot_passes, 32)
-        found = compare(lab, cell, asked, self.timing, self.seeds, first=first, tuned=tuned)
-        return [*shared, *(Part.of(cell, name, bests) for name, bests in found.bests.items())]
+        found = compare(lab, cell, asked, self.timing, self.seeds, first=_FIRST.get(cell.tpot_passes, 32))
+        return [*shared, *(Part.of(cell, bests) for bests in found.bests.values())]

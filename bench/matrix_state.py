@@ -27,22 +27,44 @@ from wisp_plugin.wisp_parameters import WispParameters
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A system in a cell, finished: capacity and goodput by seed, and the settings of both for the first seed."""
+    """A system in a cell, finished: capacity and goodput by seed, and for the first seed the settings of both and the
+    devices of the peak (None: nobody noted them)."""
 
     cell: Cell
     system: str
     capacity: list[float]
     goodput: list[float]
     settings: tuple[str, str]
-    made_by: str = field(default_factory=lambda: commit(), compare=False)  # a commit
+    made_by: str = field(default_factory=lambda: commit(), compare=False)  # a commit, or several
+    peak_devices: int | None = None
 
     @classmethod
-    def of(cls, cell: Cell, system: str, bests: Sequence[Best]) -> Part:
-        """From what a comparison found."""
+    def of(cls, cell: Cell, bests: Sequence[Best]) -> Part:
+        """From what a comparison found of a system, by seed."""
         return cls(
-            cell, system, [float(best.capacity) for best in bests], [best.peak_goodput for best in bests],
-            (bests[0].capacity_setting, bests[0].peak_setting),
+            cell, bests[0].system, [float(best.capacity) for best in bests], [best.peak_goodput for best in bests],
+            (bests[0].capacity_setting, bests[0].peak_setting), peak_devices=bests[0].peak_devices,
         )  # fmt: skip
+
+    def best(self) -> Best:
+        """What was found on the first seed, without the figures of its runs."""
+        capacity, (holder, leader) = int(self.capacity[0]), self.settings
+        devices = capacity if self.peak_devices is None else self.peak_devices
+        return Best(self.system, capacity, holder, {}, self.goodput[0], devices, leader, {}, [])
+
+    def and_more(self, bests: Sequence[Best]) -> Part:
+        """The same with more seeds."""
+        more, now = Part.of(self.cell, bests), commit()
+        made_by = self.made_by if now in self.made_by.split(", ") else f"{self.made_by}, {now}"
+        return replace(
+            self, capacity=self.capacity + more.capacity, goodput=self.goodput + more.goodput, made_by=made_by
+        )
+
+    def goes_on_from(self, other: Part) -> bool:
+        """True if this is `other` with more seeds."""
+        num_seeds = len(other.capacity)
+        same = (self.capacity[:num_seeds], self.goodput[:num_seeds]) == (other.capacity, other.goodput)
+        return same and len(self.capacity) > num_seeds and self.settings == other.settings
 
 
 Parts = dict[tuple[Cell, str], Part]
@@ -69,11 +91,6 @@ class CellResult:
             {part.system: part.made_by for part in parts},
         )
 
-    def tuned(self, system: str) -> Best:
-        """What was found of a system on the first seed, without the figures of its runs."""
-        capacity, (holder, leader) = int(self.capacity[system][0]), self.settings[system]
-        return Best(system, capacity, holder, {}, self.goodput[system][0], capacity, leader, {}, [])
-
 
 def same_to(kind: Kind, cell: Cell, parts: Parts) -> Part | None:
     """What is finished of a system in a cell that differs from `cell` in nothing that the system sees, if anything."""
@@ -84,13 +101,16 @@ def same_to(kind: Kind, cell: Cell, parts: Parts) -> Part | None:
     return None
 
 
-def key_of(timing: Timing, seeds: Sequence[int], kind: Kind) -> str:
-    """What decides about the results of a system besides the cell and the code: 12 hex digits."""
+def key_of(timing: Timing, seeds: Sequence[int], kind: Kind, rechecked: bool = False) -> str:
+    """What decides about the results of a system besides the cell and the code: 12 hex digits.
+
+    `rechecked`: the last seeds were run behind the others, because the cell seemed lost.
+    """
     settings = [kind.name, *map(repr, kind.settings)]  # `str` leaves out what a person need not see
     if any(kind.neighbours(setting) for setting in kind.settings):
         settings += ["and", *map(str, CHUNKS), *map(str, LENGTHS)]
     parameters = asdict(WispParameters()) if any(setting.policy == "wisp" for setting in kind.settings) else {}
-    asked = json.dumps([asdict(timing), list(seeds), settings, parameters], sort_keys=True)
+    asked = json.dumps([asdict(timing), list(seeds), settings, parameters, *["rechecked"] * rechecked], sort_keys=True)
     return hashlib.sha256(asked.encode()).hexdigest()[:12]
 
 
@@ -175,7 +195,10 @@ def _part_of(document: Mapping[str, Any], system: str) -> Part:
             raise ValueError(f"{figure} is not a list of numbers from 0")
     settings = (str(document["settings"][0]), str(document["settings"][1]))
     cell, made_by = _cell_of(document["cell"]), str(document["made_by"])
-    return Part(cell, system, document["capacity"], document["goodput"], settings, made_by)
+    peak_devices = document.get("peak_devices")  # lines until 27 November 2026 have none
+    if peak_devices is not None and not (_is_amount(peak_devices) and peak_devices == int(peak_devices)):
+        raise ValueError("peak_devices is not a whole number from 0")
+    return Part(cell, system, document["capacity"], document["goodput"], settings, made_by, peak_devices)
 
 
 def _cell_of(cell: Mapping[str, Any]) -> Cell:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import enum
+import functools
 import importlib.metadata
 import json
 import math
@@ -85,7 +86,7 @@ def finish(name: str, figures: Mapping[str, Any], config: Mapping[str, Any], see
         "benchmark": name,
         **figures,
         # Where a page was written says nothing about the figures, and names a folder of this machine.
-        "config": {name: value for name, value in config.items() if name != "report"},
+        "config": {option: value for option, value in config.items() if option != "report"},
         "seed": seed,
         "commit": commit(),
         "hardware": hardware(),
@@ -112,6 +113,7 @@ def _jsonable(value: object) -> object:
     raise TypeError(f"a report cannot hold {type(value).__name__}: {value!r}")
 
 
+@functools.cache  # of the code that was loaded: the tree may change while a benchmark runs for hours
 def commit() -> str:
     """Short hash of this checkout, with `-dirty` if the tree is changed; `unknown` outside git."""
     top = _output("git", "-C", str(_ROOT), "rev-parse", "--show-toplevel")

@@ -146,7 +146,8 @@ class Search:
         setting, at = self._leader()
         for direction in (factor, 1.0 / factor):
             while True:
-                following = max(1, round(at * direction))
+                further = round(at * direction)
+                following = max(at + 1, further) if direction > 1.0 else max(1, further)
                 if following == at or following > self._most:
                     break
                 before = self.run(setting, at)["goodput"]

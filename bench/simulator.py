@@ -107,7 +107,7 @@ class _World:
 
     def __init__(self, scenario: Scenario, events: EventQueue | None = None) -> None:
         self.scenario = scenario
-        self.events = events or EventQueue()
+        self.events = EventQueue() if events is None else events
         self.failures: list[str] = []  # of answers: the engine survives what a reply raises
         self._clients: dict[str, SimulatedClient] = {}
         self._replies: dict[str, _Reply] = {}

@@ -73,20 +73,20 @@ def test_a_report_refuses_collisions_and_no_numbers(figures: dict[str, object]) 
 
 def test_the_commit_tells_a_changed_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "_ROOT", tmp_path)
-    assert report.commit() == "unknown"
+    assert report.commit.__wrapped__() == "unknown"
     for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
         subprocess.run(
             ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", *command], cwd=tmp_path, check=True
         )
-    clean = report.commit()
+    clean = report.commit.__wrapped__()
     assert len(clean) >= 7
     assert not clean.endswith("-dirty")
     (tmp_path / "new").write_text("x")
-    assert report.commit() == f"{clean}-dirty"
+    assert report.commit.__wrapped__() == f"{clean}-dirty"
     inside = tmp_path / "venv"
     inside.mkdir()
     monkeypatch.setattr(report, "_ROOT", inside)  # installed below somebody else's checkout
-    assert report.commit() == "unknown"
+    assert report.commit.__wrapped__() == "unknown"
 
 
 class Terminal(io.StringIO):

@@ -25,7 +25,7 @@ CELL = Cell(1.1, "fast", (20.0, 20.0), "int4")
 def result_of(cell: Cell, **values: tuple[int, float]) -> CellResult:
     """A made-up cell; names have underscores."""
     named = {name.replace("_", "-"): value for name, value in values.items()}
-    return CellResult.of([Part.of(cell, name, [best_of(name, *value)]) for name, value in named.items()])
+    return CellResult.of([Part.of(cell, [best_of(name, *value)]) for name, value in named.items()])
 
 
 SYSTEMS_OF_A_CELL = {"sled": (0, 10.0), "published": (10, 90.0), "slo_central": (20, 200.0), "colocated": (30, 220.0),
@@ -62,8 +62,8 @@ class TestMatrix:
 
     def test_finished_parts_are_kept_and_a_half_line_is_dropped(self, tmp_path: Path) -> None:
         path, key = tmp_path / "state.jsonl", key_of(Timing(), [0], WISP)
-        first = Part.of(CELL, "wisp", [best_of("wisp", 60, 440.0)])
-        second = Part.of(replace(CELL, draft="int8"), "wisp", [best_of("wisp", 6, 44.0)])
+        first = Part.of(CELL, [best_of("wisp", 60, 440.0)])
+        second = Part.of(replace(CELL, draft="int8"), [best_of("wisp", 6, 44.0)])
         append_part(path, key, first)
         with path.open("a") as file:
             file.write('{"key": "' + key)

@@ -44,30 +44,6 @@ def test_a_stopped_run_goes_on(options: list[str], capsys: pytest.CaptureFixture
     assert "no whole cell" in capsys.readouterr().err
 
 
-def test_lost_cells_run_on_more_seeds(
-    options: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options = [*options, "--cells", "2"]
-    assert cli.main(options) == 0
-    before = document_of(capsys.readouterr().out)["results"]
-    lost = before[1]["cell"]
-    monkeypatch.setattr(matrix, "is_lost", lambda result: result.cell.speeds == lost["speeds"])
-    assert cli.main([*options, "--recheck", "3"]) == 0
-    output = capsys.readouterr()
-    assert "recheck: 1/1" in output.err
-    assert "sweep" not in output.err
-    document = document_of(output.out)
-    kept, again = document["results"]
-    assert kept == before[0]
-    for figure in ("capacity", "goodput"):
-        assert {name: len(values) for name, values in again[figure].items()} == dict.fromkeys(again[figure], 3)
-        firsts = {name: values[:1] for name, values in again[figure].items()}
-        assert firsts == before[1][figure]
-    assert [row["seeds"] for row in document["cells_rechecked"]] == [3]
-    assert cli.main([*options, "--finished", "--recheck", "3"]) == 0
-    assert document_of(capsys.readouterr().out)["results"] == document["results"]
-
-
 def test_the_corners_come_first() -> None:
     order = corners_first(list(cells(FULL_AXES)))
     assert len(set(order)) == len(order) == 5 * 3 * 3 * 3

@@ -1,0 +1,80 @@
+"""Cells of a matrix in which WISP seems to lose, on more seeds: a peak with one seed holds to some 3 %.
+
+Each system runs with what was best for it on the first seed. What is found is kept in the file of finished parts, and
+taken from there only where it goes on from what is the first result now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bench.cells import Cell
+from bench.comparison import on_seeds
+from bench.matrix_run import MatrixRuns
+from bench.matrix_state import CellResult, Part, Parts, append_part, key_of, load_parts, same_to
+from bench.report import Progress
+from bench.scheduler_systems import Lab
+from bench.search import Best
+from bench.systems import Kind, reachable
+from wisp_plugin.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Recheck:
+    """How lost cells of `runs`, which are in its file, are run again: on `more_seeds`, which come behind its own."""
+
+    runs: MatrixRuns
+    more_seeds: Sequence[int]
+
+    def run(self, lost: Sequence[Cell]) -> list[CellResult]:
+        """Results with all seeds, in the order of `lost`.
+
+        Raises:
+            ConfigError: the file has settings that no search of today comes to.
+        """
+        if not lost:
+            return []
+        first, done = self.runs.finished_parts(), self._finished_parts()
+        with Lab(self.runs.num_jobs) as lab, Progress(len(lost), "recheck") as progress:
+            for cell in lost:
+                for part in self._missing_parts(lab, cell, first, done):
+                    done[cell, part.system] = part
+                    append_part(self.runs.path, self._keys()[part.system], part)
+                progress.step(note=cell.name)
+        return self._whole(lost, first, done)
+
+    def finished(self, lost: Sequence[Cell]) -> list[CellResult]:
+        """The results that the file has whole."""
+        return self._whole(lost, self.runs.finished_parts(), self._finished_parts())
+
+    def _keys(self) -> dict[str, str]:
+        seeds = [*self.runs.seeds, *self.more_seeds]
+        return {kind.name: key_of(self.runs.timing, seeds, kind, rechecked=True) for kind in self.runs.systems}
+
+    def _finished_parts(self) -> Parts:
+        return load_parts(self.runs.path, self._keys())
+
+    def _whole(self, lost: Sequence[Cell], first: Parts, done: Parts) -> list[CellResult]:
+        systems = self.runs.systems
+        parts = [[part for kind in systems if (part := _going_on(kind, cell, first, done))] for cell in lost]
+        return [CellResult.of(own) for own in parts if len(own) == len(systems)]
+
+    def _missing_parts(self, lab: Lab, cell: Cell, first: Parts, done: Parts) -> list[Part]:
+        missing = [kind for kind in self.runs.systems if not _going_on(kind, cell, first, done)]
+        tuned = {kind.name: _best(kind, first[cell, kind.name]) for kind in missing}
+        found = on_seeds(lab, cell, missing, tuned, self.runs.timing, self.more_seeds)
+        return [first[cell, name].and_more(bests) for name, bests in found.items()]
+
+
+def _going_on(kind: Kind, cell: Cell, first: Parts, done: Parts) -> Part | None:
+    """What is done of a system in a cell, or in one that is the same to it, if it goes on from the first result."""
+    part = done.get((cell, kind.name)) or same_to(kind, cell, done)
+    return part if part and part.goes_on_from(first[cell, kind.name]) else None
+
+
+def _best(kind: Kind, part: Part) -> Best:
+    strange = set(part.settings) - reachable(kind.settings).keys()
+    if strange:
+        raise ConfigError(f"{part.cell.name}: {kind.name} has no setting {min(strange)!r} today; --fresh runs it again")
+    return part.best()
