@@ -88,7 +88,7 @@ bench: setup ## engine, e2e, lossless and the reduced matrix; BENCH_ARGS= runs t
 
 # Each benchmark prints its document as the last line. Nothing else should run on the machine meanwhile.
 # A missed target ends a benchmark with an error and is a result all the same: its document is kept.
-RESULTS := estimator scheduler classes prefix controller link plugin goodput sensitivity matrix simulator validate gateway generate
+RESULTS := estimator scheduler classes prefix controller link plugin goodput other_seeds ablations capacity sensitivity matrix simulator validate gateway generate
 classes_ARGS := --quick
 link_ARGS := --quick
 plugin_ARGS := --rounds 1 --seconds 15
@@ -96,9 +96,14 @@ goodput_ARGS := --few --together 2 --systems centralized sled published colocate
 matrix_ARGS := --runs medium --fresh
 gateway_ARGS := --rounds 1 --first-bytes 80
 generate_ARGS := --prompts 2 --rounds 1
+other_seeds_COMMAND := goodput
+other_seeds_ARGS := --few --seed 20 --together 2 --systems centralized sled colocated
+ablations_COMMAND := goodput
+ablations_ARGS := --few --seeds 3 --together 2 --systems slo-central wisp-no-controller wisp-no-scheduler wisp-no-holding wisp-edge-only wisp-no-devices
+capacity_ARGS := --few --seeds 1 --together 2 --systems centralized colocated
 sensitivity_COMMAND := goodput
 sensitivity_ARGS := --few --seeds 1 --sensitivity --systems centralized sled
-results: setup ## the benchmarks behind the README's table of parts (four hours on two cores); writes the table
+results: setup ## the benchmarks behind the README's table of parts (five hours on two cores); writes the table
 	@$(foreach name,$(RESULTS),printf '\n== wisp-bench $(name)\n' >&2; \
 	  $(BIN)/wisp-bench $(or $($(name)_COMMAND),$(name)) $($(name)_ARGS) > $(VENV)/result || echo "wisp-bench $(name): exit code $$?" >&2; \
 	  cat $(VENV)/result; tail -n 1 $(VENV)/result > bench/results/$(name).json;)

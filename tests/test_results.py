@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from bench.results import BEGIN, END, FOLDER, ROOT, ROWS, Row, read_documents, with_table
+from bench.result_rows import ROWS, Row
+from bench.results import BEGIN, END, FOLDER, ROOT, read_documents, with_table
 from wisp_plugin.errors import ConfigError
 
 
@@ -25,6 +28,17 @@ def test_what_is_missed_says_so() -> None:
     document = {"a": 1.5, "ab": 2.5, "c": 3.5, "missed": ["a: asked >= 2, measured 1.5"], "c_reaches_published": False}
     text = Row("figure", "some", "{a} / {ab} times; {c}").text({"some": document})
     assert text == "| figure | - | 1.500 (missed) / 2.500 times; 3.500 (missed) | `wisp-bench some` |"
+
+
+def test_make_results_runs_the_commands_of_the_table() -> None:
+    variables = dict(re.findall(r"^(\w+) := (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    made = variables["RESULTS"].split()
+    for row in ROWS:
+        if row.benchmark in made:
+            options = variables.get(f"{row.benchmark}_ARGS", "").replace(" --fresh", "")
+            command = f"wisp-bench {variables.get(f'{row.benchmark}_COMMAND', row.benchmark)} {options}".strip()
+            assert row.command == command, row.figure
+    assert {row.benchmark for row in ROWS if not row.benchmark.endswith("_cuda")} == set(made)
 
 
 def test_no_document_names_a_folder_of_this_machine() -> None:
