@@ -14,7 +14,8 @@ system in a finished cell is a JSON line in `--state`; with the same file a stop
 matrix come first, its middle last; `--finished` tells what there is so far.
 
 A peak with one seed holds to some 3 %. `--recheck N` runs every cell below 0.97 on N seeds, all systems with what was
-best on the first, and their means stand for the cell: `cells_rechecked` has both. The first seed, for which they were
+best on the first, and their means stand for the cell: `cells_rechecked` has both, `cells_to_recheck` counts lost cells
+that have no more seeds yet. The first seed, for which they were
 picked, counts among the N; cells that luck has lifted above 0.97 are not looked at again.
 """
 
@@ -23,7 +24,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,8 @@ def main(args: argparse.Namespace) -> int:
     timing, kinds = RUNS[args.runs or ("long" if args.full else "short")], FULL if args.full and not args.few else FEW
     path = args.state or wisp_home() / "bench" / f"matrix-{commit()}.jsonl"
     make_report_folder(args.report)
-    runs = MatrixRuns(timing, _seeds(args, args.seeds), chosen_kinds(BASELINES, kinds), path, args.jobs, args.fresh)
+    systems = chosen_kinds(BASELINES, kinds)
+    runs = MatrixRuns(timing, _seeds(args, args.seeds), systems, path, args.jobs, args.fresh, _warn)
     if args.finished:
         first = runs.finished(wanted)
         if not first:
@@ -92,15 +94,18 @@ def main(args: argparse.Namespace) -> int:
         check_appendable("--state", path)
         first = runs.run(wanted)
     results, rechecked = _recheck(runs, first, args)
-    if args.recheck and (missing := sum(map(is_lost, first)) - len(rechecked)):
-        print(f"matrix: {missing} lost cells are not rechecked; without --finished they are", file=sys.stderr)
     print_table("WISP against the best other system", TABLE_COLUMNS, table_rows(results))
-    figures = {**matrix_figures(results), "cells_rechecked": rechecked}
+    figures = {**matrix_figures(results), "cells_rechecked": rechecked,
+               "cells_to_recheck": sum(map(is_lost, first)) - len(rechecked)}  # fmt: skip
     if args.report:
         _write(args.report, results, figures, timing, runs.seeds)
     finish("matrix", {**figures, "columns": list(TABLE_COLUMNS), "matrix": table_rows(results),
                       "results": [asdict(r) for r in results]}, vars(args), args.seed)  # fmt: skip
     return 0
+
+
+def _warn(line: str) -> None:
+    print(f"matrix: {line}", file=sys.stderr)
 
 
 def _seeds(args: argparse.Namespace, num_seeds: int) -> list[int]:
@@ -114,7 +119,8 @@ def _recheck(
     if not args.recheck:
         return list(first), []
     lost = {result.cell: result for result in first if is_lost(result)}
-    again = Recheck(runs, _seeds(args, args.recheck)[args.seeds :])
+    told = replace(runs, warn=lambda line: None)  # has been warned
+    again = Recheck(told, _seeds(args, args.recheck)[args.seeds :])
     found = again.finished(list(lost)) if args.finished else again.run(list(lost))
     rechecked = {result.cell: result for result in found}
     rows = [before_and_after(result, rechecked[cell]) for cell, result in lost.items() if cell in rechecked]

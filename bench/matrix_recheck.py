@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from bench.cells import Cell
 from bench.comparison import on_seeds
 from bench.matrix_run import MatrixRuns
-from bench.matrix_state import CellResult, Part, Parts, append_part, key_of, load_parts, same_to
+from bench.matrix_state import CellResult, Part, Parts, append_part, key_of, load_parts, same_to, whole_results
 from bench.report import Progress
 from bench.scheduler_systems import Lab
 from bench.search import Best
@@ -35,18 +35,19 @@ class Recheck:
         """
         if not lost:
             return []
-        first, done = self.runs.finished_parts(), self._finished_parts()
+        keys, first, done = self._keys(), self.runs.finished_parts(), self._finished_parts()
         with Lab(self.runs.num_jobs) as lab, Progress(len(lost), "recheck") as progress:
             for cell in lost:
                 for part in self._missing_parts(lab, cell, first, done):
                     done[cell, part.system] = part
-                    append_part(self.runs.path, self._keys()[part.system], part)
+                    append_part(self.runs.path, keys[part.system], part)
                 progress.step(note=cell.name)
-        return self._whole(lost, first, done)
+        return whole_results(lost, self.runs.systems, lambda kind, cell: _going_on(kind, cell, first, done))
 
     def finished(self, lost: Sequence[Cell]) -> list[CellResult]:
         """The results that the file has whole."""
-        return self._whole(lost, self.runs.finished_parts(), self._finished_parts())
+        first, done = self.runs.finished_parts(), self._finished_parts()
+        return whole_results(lost, self.runs.systems, lambda kind, cell: _going_on(kind, cell, first, done))
 
     def _keys(self) -> dict[str, str]:
         seeds = [*self.runs.seeds, *self.more_seeds]
@@ -54,11 +55,6 @@ class Recheck:
 
     def _finished_parts(self) -> Parts:
         return load_parts(self.runs.path, self._keys())
-
-    def _whole(self, lost: Sequence[Cell], first: Parts, done: Parts) -> list[CellResult]:
-        systems = self.runs.systems
-        parts = [[part for kind in systems if (part := _going_on(kind, cell, first, done))] for cell in lost]
-        return [CellResult.of(own) for own in parts if len(own) == len(systems)]
 
     def _missing_parts(self, lab: Lab, cell: Cell, first: Parts, done: Parts) -> list[Part]:
         missing = [kind for kind in self.runs.systems if not _going_on(kind, cell, first, done)]

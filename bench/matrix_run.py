@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.cells import Cell, Timing, corners_first
 from bench.comparison import compare
 from bench.matrix_figures import against_best
-from bench.matrix_state import CellResult, Part, Parts, append_part, key_of, load_parts, same_to
+from bench.matrix_state import CellResult, Part, Parts, append_part, key_of, load_parts, same_to, whole_results
 from bench.report import Progress, format_cell
 from bench.scheduler_systems import Lab
 from bench.systems import Kind
@@ -28,11 +27,12 @@ class MatrixRuns:
     path: Path
     num_jobs: int = 1
     fresh: bool = False
+    warn: Callable[[str], None] = lambda line: None  # is told if another commit made some of what the file has
 
     def run(self, wanted: Sequence[Cell]) -> list[CellResult]:
         """Results in the order of `wanted`; systems that the file has in a cell are taken from there."""
         keys = self._keys()
-        done = {} if self.fresh else self.finished_parts(warns=True)
+        done = {} if self.fresh else self.finished_parts()
         results = {}
         with Lab(self.num_jobs) as lab, Progress(len(wanted), "matrix") as progress:
             for cell in corners_first(wanted):
@@ -46,15 +46,12 @@ class MatrixRuns:
 
     def finished(self, wanted: Sequence[Cell]) -> list[CellResult]:
         """Results of those cells of `wanted` that the file has whole."""
-        done = self.finished_parts(warns=True)
-        parts = [[done.get((cell, kind.name)) for kind in self.systems] for cell in wanted]
-        whole = [[part for part in own if part] for own in parts]
-        return [CellResult.of(own) for own in whole if len(own) == len(self.systems)]
+        done = self.finished_parts()
+        return whole_results(wanted, self.systems, lambda kind, cell: done.get((cell, kind.name)))
 
-    def finished_parts(self, warns: bool = False) -> Parts:
-        """All that the file has; `warns`: with a line on stderr if another commit made some of it."""
-        tell = (lambda line: print(f"matrix: {line}", file=sys.stderr)) if warns else (lambda line: None)
-        return load_parts(self.path, self._keys(), tell)
+    def finished_parts(self) -> Parts:
+        """All that the file has."""
+        return load_parts(self.path, self._keys(), self.warn)
 
     def _keys(self) -> dict[str, str]:
         return {kind.name: key_of(self.timing, self.seeds, kind) for kind in self.systems}

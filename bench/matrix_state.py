@@ -92,6 +92,14 @@ class CellResult:
         )
 
 
+def whole_results(
+    wanted: Sequence[Cell], systems: Sequence[Kind], find: Callable[[Kind, Cell], Part | None]
+) -> list[CellResult]:
+    """Results of those cells of `wanted` in which every system has a part."""
+    parts = [[part for kind in systems if (part := find(kind, cell))] for cell in wanted]
+    return [CellResult.of(own) for own in parts if len(own) == len(systems)]
+
+
 def same_to(kind: Kind, cell: Cell, parts: Parts) -> Part | None:
     """What is finished of a system in a cell that differs from `cell` in nothing that the system sees, if anything."""
     unseen = {name: getattr(cell, name) for name in ("speeds", "draft") if name not in kind.sees}
