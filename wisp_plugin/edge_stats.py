@@ -47,7 +47,7 @@ class EdgeStats:
         origins = commit.origin.tolist()  # a few: faster than columns
         self.num_commits += 1
         self.num_committed += len(origins)
-        self.num_accepted += origins.count(_ACCEPTED)
+        self.num_accepted += commit.num_accepted
         self.num_corrections += origins.count(_CORRECTION)
         times_s = zip(origins, drafting_s.tolist(), strict=True)
         self.useful_drafting_s += sum(time_s for origin, time_s in times_s if origin == _ACCEPTED)

@@ -31,6 +31,9 @@ class Origin(enum.IntEnum):
     BONUS = 3
 
 
+_ACCEPTED = int(Origin.ACCEPTED)
+
+
 class Status(enum.IntEnum):
     """State of a session as told by a commit or a unary answer. All but RUNNING end the response stream."""
 
@@ -167,6 +170,16 @@ class Commit:
     def end(self) -> int:
         """Absolute position behind the last committed token."""
         return self.start + len(self.tokens)
+
+    @property
+    def last_origin(self) -> int:
+        """Origin of the last token, if there is one: a plain integer, as comparing NumPy's with an Enum is slow."""
+        return self.origin.item(-1)
+
+    @property
+    def num_accepted(self) -> int:
+        """Accepted draft tokens of its device."""
+        return self.origin.tobytes().count(_ACCEPTED)
 
 
 @dataclass(slots=True)  # not frozen: that would double the time to make one, and a plan makes one per member

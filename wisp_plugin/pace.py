@@ -16,7 +16,7 @@ _DRAFTING_MEMORY = 9  # draft tokens whose median is the drafting time: up to 4 
 _ROUND_MEMORY = 0.85  # share of smoothed figures that a commit keeps
 _TRIP_MEMORY = 24  # commits among which the shortest way is looked for
 _LEAST_S = 1e-6  # of a round or a gap: a clock may tell the same time twice
-_ACCEPTED, _CORRECTION = int(Origin.ACCEPTED), int(Origin.CORRECTION)  # NumPy and lists take long over an Enum
+_CORRECTION = int(Origin.CORRECTION)
 FIRST_GUESS_S = 0.05  # of a pass and of a round trip, before the first commit
 
 
@@ -134,10 +134,9 @@ class PaceMeter:
 
         A rejected token was in the pass, and so was every accepted one. Older messages are forgotten.
         """
-        origins = commit.origin.tolist()  # a few: faster than columns
-        is_corrected = origins[-1] == _CORRECTION
+        is_corrected = commit.last_origin == _CORRECTION
         # Tokens that the server drafted itself tell nothing about what has arrived there.
-        last_seen = commit.end if is_corrected else commit.start + origins.count(_ACCEPTED)
+        last_seen = commit.end if is_corrected else commit.start + commit.num_accepted
         sent_s = None
         while self._sent and self._sent[0][0] <= last_seen:
             end, at_s = self._sent.popleft()

@@ -27,12 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from wisp_plugin.errors import ConfigError
-from wisp_plugin.messages import BatchPlan, Commit, Origin, PassItem
+from wisp_plugin.messages import BatchPlan, Commit, PassItem
 
 MAX_PENDING = 4096  # passes whose line is not written yet
 _ID_DIGITS = 8
 _DECIMALS = 6
-_ACCEPTED = int(Origin.ACCEPTED)
 
 log = logging.getLogger(__name__)
 
@@ -65,22 +64,12 @@ class PassRecord:
                 yield i, item, next(commits)
 
 
-def last_origin(commit: Commit) -> int:
-    """Origin of the last token of a commit with tokens: a plain integer, as comparing numpy's with an enum is slow."""
-    return commit.origin.item(-1)
-
-
-def num_accepted(commit: Commit) -> int:
-    """Accepted draft tokens of its device in a commit."""
-    return commit.origin.tobytes().count(_ACCEPTED)
-
-
 def trace_line(record: PassRecord) -> str:
     """The record as one line of JSON, without a line break."""
     plan = record.plan
     items = [_item(item, slack_s) for item, slack_s in zip(plan.items, record.slack_s, strict=True)]
     for i, _, commit in record.turns():
-        items[i] |= {"accepted": num_accepted(commit), "committed": len(commit.tokens)}
+        items[i] |= {"accepted": commit.num_accepted, "committed": len(commit.tokens)}
     line = {
         "pass": record.number,
         "time_s": round(record.started_s, _DECIMALS),

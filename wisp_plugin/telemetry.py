@@ -19,7 +19,7 @@ from wisp_plugin.kv_admission import KvAccount
 from wisp_plugin.messages import BatchPlan, Commit, Origin
 from wisp_plugin.metric_set import FALSE, MIN_JUDGED_DRAFTS, TRUE, MetricSet
 from wisp_plugin.metrics import Family, Kind
-from wisp_plugin.pass_trace import PassRecord, PassTrace, last_origin, num_accepted
+from wisp_plugin.pass_trace import PassRecord, PassTrace
 from wisp_plugin.server_session import ServerSession
 
 _CORRECTION = int(Origin.CORRECTION)
@@ -159,9 +159,9 @@ class Telemetry:
                 held[0] += 1
                 held[1] += length
             if item.num_draft_tokens:
-                if last_origin(commit) == _CORRECTION:
+                if commit.last_origin == _CORRECTION:
                     rejected_at.append(length - 1)
-                accepted += num_accepted(commit)
+                accepted += commit.num_accepted
         self.metrics.first_rejection.observe_all(rejected_at)
         self.metrics.turns.add(held[0], TRUE)
         self.metrics.turns.add(len(record.commits) - held[0], FALSE)
