@@ -46,7 +46,9 @@ def test_the_containers_command(tmp_path: Path) -> None:
         server = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
     try:
         check_what_kubernetes_asks(server, f"http://127.0.0.1:{ports.http}", tmp_path / "log")
-        with urllib.request.urlopen(f"http://127.0.0.1:{ports.metrics}/metrics", timeout=5.0) as response:
+        metrics_url = f"http://127.0.0.1:{ports.metrics}/metrics"
+        wait_until(lambda: http_status(metrics_url) == 200, 10.0)  # Triton listens there only after it is ready
+        with urllib.request.urlopen(metrics_url, timeout=5.0) as response:
             check_metrics(response.read().decode())
         os.killpg(server.pid, signal.SIGTERM)
         assert server.wait(pod()["terminationGracePeriodSeconds"]) == 0
