@@ -1,8 +1,8 @@
 """Everything about the package is in pyproject.toml; here is only its compiled form.
 
-With WISP_COMPILED=1 the engine, the scheduler and the sessions of `wisp_plugin` become C extensions (mypyc compiles
-typed Python as it is: the same code, the same results to the last digit). That needs mypy, numpy and a C compiler
-beside setuptools:
+With WISP_COMPILED=1 the engine, the scheduler and the sessions of `wisp_plugin` become C extensions, and the events of
+a simulation as well (mypyc compiles typed Python as it is: the same code, the same results to the last digit). That
+needs mypy, numpy and a C compiler beside setuptools:
 
     WISP_COMPILED=1 pip install --no-build-isolation .
 """
@@ -24,13 +24,15 @@ _COMPILED = (
     "wisp_first_tokens", "wisp_hold", "wisp_offers", "wisp_policy", "wisp_prefill",
     "wisp_spare", "wisp_turns",
 )  # fmt: skip
+_COMPILED_SIMULATION = ("sim_client", "sim_colocated", "sim_verifier", "virtual_time")
 
 
 def compiled_modules() -> list[Any]:
     """Their C extensions."""
     from mypyc.build import mypycify
 
-    return mypycify([f"wisp_plugin/{name}.py" for name in _COMPILED])
+    simulation = [f"bench/{name}.py" for name in _COMPILED_SIMULATION]
+    return mypycify([*(f"wisp_plugin/{name}.py" for name in _COMPILED), *simulation])
 
 
 setup(ext_modules=compiled_modules() if os.environ.get("WISP_COMPILED") == "1" else [])

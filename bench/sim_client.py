@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
-from bench.sim_result import SessionRecord
+from bench.sim_result import SessionRecord, SimulationError
 from bench.virtual_time import EventQueue, Link
 from bench.workload import Device, SessionSpec
 from wisp_plugin.controller import SpeculationController
@@ -25,10 +26,6 @@ from wisp_plugin.messages import Commit, Draft, Mode, Open, Sampling, Status, To
 _FIRST_RETRY_S = 0.1  # as `Patience.first_retry_s` of the real client
 _VOCAB_BITS = 15
 _MASK64 = (1 << 64) - 1
-
-
-class SimulationError(RuntimeError):
-    """The simulated system did something that the modelled part cannot go on from."""
 
 
 class SessionTokens:
@@ -86,7 +83,7 @@ def hashed_tokens(key: int, length: int) -> Tokens:
     return (_hashes(key, length) >> np.uint64(64 - _VOCAB_BITS)).astype(np.int32)
 
 
-def _hashes(key: int, length: int) -> np.ndarray:
+def _hashes(key: int, length: int) -> npt.NDArray[np.uint64]:
     """splitmix64 of `key` and each position, uint64 `[length]`."""
     start = np.uint64(key * 0xD1342543DE82EF95 & _MASK64)
     x = start + np.arange(1, length + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)

@@ -16,11 +16,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from bench.workload import SessionSpec
 
 MIN_JUDGED_TOKENS = 20
 _ROUNDING_S = 1e-9  # a session at exactly its pace meets its SLO, however its times were summed up
+
+
+class SimulationError(RuntimeError):
+    """The simulated system did something that the modelled part cannot go on from."""
 
 
 @dataclass(slots=True)
@@ -83,8 +88,8 @@ class ServerRecord:
     `interference_s` and `num_places` are per class: summed over (session, pass) pairs, and their number.
     """
 
-    interference_s: np.ndarray
-    num_places: np.ndarray
+    interference_s: npt.NDArray[np.float64]
+    num_places: npt.NDArray[np.int64]
     num_passes: int = 0
     pass_s: float = 0.0
     pass_sessions: int = 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from bench.gpu_cost import member_features
 from bench.sim_client import SimulatedClient
@@ -117,7 +118,7 @@ class SimulatedVerifier:
         sigma = self._noise_sigma
         return math.exp(sigma * self._rng.standard_normal() - sigma**2 / 2) if sigma else 1.0
 
-    def _count(self, items: Sequence[PassItem], interference_s: np.ndarray, pass_s: float) -> None:
+    def _count(self, items: Sequence[PassItem], interference_s: npt.NDArray[np.float64], pass_s: float) -> None:
         record = self.record
         record.num_passes += 1
         record.pass_s += pass_s

@@ -18,9 +18,9 @@ from bench.arrivals import Arrivals
 from bench.bisection import most_that_hold
 from bench.report import Progress
 from bench.scenario import Scenario
-from bench.sim_client import SimulatedClient, SimulationError
+from bench.sim_client import SimulatedClient
 from bench.sim_colocated import DraftingCost
-from bench.sim_result import ServerRecord, SimResult
+from bench.sim_result import ServerRecord, SimResult, SimulationError
 from bench.sim_verifier import PassTiming, SimulatedDraftModel, SimulatedVerifier
 from bench.virtual_time import EventQueue
 from bench.workload import SessionSpec

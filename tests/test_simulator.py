@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from bench.gpu_cost import A100_32G, line, member_features, unloaded_pass_s
 from bench.scenario import Scenario
-from bench.sim_client import SessionTokens, SimulatedClient, SimulationError
-from bench.sim_result import SessionRecord, SimResult
+from bench.sim_client import SessionTokens, SimulatedClient
+from bench.sim_result import SessionRecord, SimResult, SimulationError
 from bench.simulator import _World, capacity, simulate
 from bench.virtual_time import EventQueue, Link
 from bench.workload import CLASSES, SloClass, Workload
