@@ -125,15 +125,12 @@ def summary_rows(comparison: Comparison) -> list[list[Any]]:
     """A row per system: capacity and peak with intervals, settings, WDT share and interference at capacity."""
     rows = []
     for system, bests in comparison.bests.items():
-        first = bests[0]
-        held, peak = first.capacity_figures, first.peak_figures
-        shown = held or peak
-        tight = next((k for k in shown if k.startswith("interference_ms_")), "")
+        first, shown = bests[0], bests[0].shown_figures
         peak_shown = [str(mean_interval(comparison.goodputs(system))), first.peak_devices, first.peak_setting]
         rows.append([
             system, str(mean_interval(comparison.capacities(system))), first.capacity_setting,
             *(peak_shown if first.has_peak else [None] * 3),
-            shown.get("acceptance_rate"), shown.get("wdt_share"), shown.get(tight), shown.get("mean_pass_ms"),
+            shown.get("acceptance_rate"), shown.get("wdt_share"), first.interference_ms, shown.get("mean_pass_ms"),
             shown.get("busy_share"),
         ])  # fmt: skip
     return rows

@@ -37,11 +37,14 @@ from bench.html_report import DEFINITIONS, Page
 from bench.matrix_figures import (
     SETTING_COLUMNS,
     TABLE_COLUMNS,
+    WASTE_COLUMNS,
+    WASTE_NOTE,
     before_and_after,
     is_lost,
     matrix_figures,
     setting_rows,
     table_rows,
+    waste_rows,
 )
 from bench.matrix_recheck import Recheck
 from bench.matrix_run import MatrixRuns
@@ -168,6 +171,9 @@ def _write(
     page.heading("All cells")
     lost_names = {c["cell"] for figure in ("goodput", "capacity") for c in figures[f"cells_lost_{figure}"]}
     page.table(TABLE_COLUMNS, table_rows(results), [i for i, r in enumerate(results) if r.cell.name in lost_names])
+    page.heading("Wasted drafting time and interference at capacity, first seed")
+    page.text(WASTE_NOTE)
+    page.table(WASTE_COLUMNS, waste_rows(results))
     page.heading("Settings at the peak of goodput, first seed")
     page.table(SETTING_COLUMNS, setting_rows(results))
     page.heading("Figures")

@@ -74,6 +74,7 @@ def matrix_figures(results: Sequence[CellResult]) -> dict[str, Any]:
             if ratio.value is not None and ratio.value < NO_REGRET
         ]
         figures |= _against_systems(results, figure)
+    figures |= waste_figures(results)
     figures["matrix_min"] = _least([figures["matrix_min_goodput"], figures["matrix_min_capacity"]])
     return figures
 
@@ -147,3 +148,29 @@ def setting_rows(results: Sequence[CellResult]) -> list[list[Any]]:
         ratio = against_best(r, "goodput")
         rows.append([r.cell.name, ratio.value, r.settings["wisp"][1], ratio.other, r.settings[ratio.other][1]])
     return rows
+
+
+WDT_OF = ("sled", "published", "fixed-edf", "wisp")
+INTERFERENCE_OF = ("centralized", "sled", "published", "colocated", "wisp")
+WASTE_NOTE = (
+    "WDT share: of the devices' drafting time, what went behind the first rejection. Interference: time that the "
+    "others add to a pass of a session, on average. Of a system that holds nobody, those at its peak."
+)
+WASTE_COLUMNS = (
+    "cell", *(f"WDT share, {name}" for name in WDT_OF), *(f"interference of {name}, ms" for name in INTERFERENCE_OF)
+)  # fmt: skip
+
+
+def waste_rows(results: Sequence[CellResult]) -> list[list[Any]]:
+    """Wasted drafting time and interference at capacity, a row per cell, see WASTE_COLUMNS; None if nobody noted it."""
+    return [[r.cell.name, *map(r.wdt_share.get, WDT_OF), *map(r.interference_ms.get, INTERFERENCE_OF)] for r in results]
+
+
+def waste_figures(results: Sequence[CellResult]) -> dict[str, Any]:
+    """Medians of the same over cells."""
+    figures: dict[str, Any] = {}
+    for figure, systems in (("wdt_share", WDT_OF), ("interference_ms", INTERFERENCE_OF)):
+        for system in systems:
+            known = [value for r in results if (value := getattr(r, figure).get(system)) is not None]
+            figures[f"{figure}_{system.replace('-', '_')}_median"] = statistics.median(known) if known else None
+    return figures

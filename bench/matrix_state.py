@@ -27,8 +27,8 @@ from wisp_plugin.wisp_parameters import WispParameters
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A system in a cell, finished: capacity and goodput by seed, and for the first seed the settings of both and the
-    devices of the peak (None: nobody noted them)."""
+    """A system in a cell, finished: capacity and goodput by seed, and for the first seed the settings of both, the
+    devices of the peak, and WDT and interference at capacity (None: nobody noted them)."""
 
     cell: Cell
     system: str
@@ -37,13 +37,17 @@ class Part:
     settings: tuple[str, str]
     made_by: str = field(default_factory=lambda: commit(), compare=False)  # a commit, or several
     peak_devices: int | None = None
+    wdt_share: float | None = None
+    interference_ms: float | None = None
 
     @classmethod
     def of(cls, cell: Cell, bests: Sequence[Best]) -> Part:
         """From what a comparison found of a system, by seed."""
+        first = bests[0]
         return cls(
-            cell, bests[0].system, [float(best.capacity) for best in bests], [best.peak_goodput for best in bests],
-            (bests[0].capacity_setting, bests[0].peak_setting), peak_devices=bests[0].peak_devices,
+            cell, first.system, [float(best.capacity) for best in bests], [best.peak_goodput for best in bests],
+            (first.capacity_setting, first.peak_setting), peak_devices=first.peak_devices,
+            wdt_share=first.shown_figures.get("wdt_share"), interference_ms=first.interference_ms,
         )  # fmt: skip
 
     def best(self) -> Best:
@@ -72,13 +76,16 @@ Parts = dict[tuple[Cell, str], Part]
 
 @dataclass(frozen=True, slots=True)
 class CellResult:
-    """A finished cell: capacity and goodput by system and seed; settings of both by system, first seed."""
+    """A finished cell: capacity and goodput by system and seed; by system for the first seed the settings of both, and
+    WDT and interference at capacity."""
 
     cell: Cell
     capacity: dict[str, list[float]]
     goodput: dict[str, list[float]]
     settings: dict[str, tuple[str, str]]
     made_by: dict[str, str] = field(default_factory=dict, compare=False)  # commits
+    wdt_share: dict[str, float | None] = field(default_factory=dict, compare=False)
+    interference_ms: dict[str, float | None] = field(default_factory=dict, compare=False)
 
     @classmethod
     def of(cls, parts: Sequence[Part]) -> CellResult:
@@ -89,6 +96,8 @@ class CellResult:
             {part.system: part.goodput for part in parts},
             {part.system: part.settings for part in parts},
             {part.system: part.made_by for part in parts},
+            {part.system: part.wdt_share for part in parts},
+            {part.system: part.interference_ms for part in parts},
         )
 
 
@@ -203,15 +212,21 @@ def _part_of(document: Mapping[str, Any], system: str) -> Part:
             raise ValueError(f"{figure} is not a list of numbers from 0")
     settings = (str(document["settings"][0]), str(document["settings"][1]))
     cell, made_by = _cell_of(document["cell"]), str(document["made_by"])
-    peak_devices = document.get("peak_devices")  # lines until 27 November 2026 have none
-    if peak_devices is not None and not (_is_amount(peak_devices) and peak_devices == int(peak_devices)):
+    noted = {name: document.get(name) for name in ("peak_devices", "wdt_share", "interference_ms")}  # not in old lines
+    if strange := [name for name, value in noted.items() if value is not None and not _is_number(value)]:
+        raise ValueError(f"{strange[0]} is not a number")
+    if noted["peak_devices"] is not None and noted["peak_devices"] != abs(int(noted["peak_devices"])):
         raise ValueError("peak_devices is not a whole number from 0")
-    return Part(cell, system, document["capacity"], document["goodput"], settings, made_by, peak_devices)
+    return Part(cell, system, document["capacity"], document["goodput"], settings, made_by, **noted)
 
 
 def _cell_of(cell: Mapping[str, Any]) -> Cell:
     return Cell(cell["tpot_passes"], cell["speeds"], tuple(cell["rtt_ms"]), cell["draft"], cell["profile"])
 
 
-def _is_amount(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_amount(value: Any) -> bool:
+    return _is_number(value) and value >= 0

@@ -10,7 +10,7 @@ import pytest
 
 from bench import matrix_state
 from bench.cells import FULL_AXES, REDUCED_AXES, Cell, Timing, cells
-from bench.matrix_figures import against, against_best, matrix_figures
+from bench.matrix_figures import WASTE_COLUMNS, against, against_best, matrix_figures, waste_figures, waste_rows
 from bench.matrix_state import CellResult, Part, append_part, key_of, load_parts, same_to
 from bench.search import measure_in
 from bench.systems import FEW, WISP, Kind
@@ -55,6 +55,18 @@ class TestMatrix:
         small = result_of(CELL, wisp=(60, 440.0), centralized=(15, 200.0), **SYSTEMS_OF_A_CELL)
         assert matrix_figures([small])["capacity_vs_centralized_share"] is None
 
+    def test_wasted_drafting_and_interference(self) -> None:
+        figures = {"wdt_share": 0.25, "interference_ms_x1.1": 3.5}
+        wisp = replace(best_of("wisp", 6, 44.0), capacity_figures=figures)
+        sled = replace(best_of("sled", 0, 44.0), capacity_figures={}, peak_figures=figures)
+        result = CellResult.of([Part.of(CELL, [best]) for best in (wisp, sled, best_of("published", 4, 30.0))])
+        (row,) = waste_rows([result])
+        told = dict(zip(WASTE_COLUMNS, row, strict=True))
+        assert (told["WDT share, wisp"], told["interference of sled, ms"]) == (0.25, 3.5)
+        assert told["WDT share, published"] is None
+        assert waste_figures([result])["wdt_share_published_median"] is None
+        assert waste_figures([result, result])["interference_ms_wisp_median"] == 3.5
+
     def test_axes(self) -> None:
         assert len(list(cells(FULL_AXES))) == 135
         assert len(list(cells(REDUCED_AXES))) == 12
@@ -62,7 +74,7 @@ class TestMatrix:
 
     def test_finished_parts_are_kept_and_a_half_line_is_dropped(self, tmp_path: Path) -> None:
         path, key = tmp_path / "state.jsonl", key_of(Timing(), [0], WISP)
-        first = Part.of(CELL, [best_of("wisp", 60, 440.0)])
+        first = replace(Part.of(CELL, [best_of("wisp", 60, 440.0)]), wdt_share=0.25, interference_ms=1.5)
         second = Part.of(replace(CELL, draft="int8"), [best_of("wisp", 6, 44.0)])
         append_part(path, key, first)
         with path.open("a") as file:
