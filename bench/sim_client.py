@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from bench.sim_result import SessionRecord, SimulationError
 from bench.virtual_time import EventQueue, Link
 from bench.workload import Device, SessionSpec
+from triton_models.emulated_text import position_hashes
 from wisp_plugin.controller import SpeculationController
 from wisp_plugin.draft_stats import DraftStats
 from wisp_plugin.draft_trace import TextTrace
@@ -25,7 +25,6 @@ from wisp_plugin.messages import Commit, Draft, Mode, Open, Sampling, Status, To
 
 _FIRST_RETRY_S = 0.1  # as `Patience.first_retry_s` of the real client
 _VOCAB_BITS = 15
-_MASK64 = (1 << 64) - 1
 
 
 class SessionTokens:
@@ -41,7 +40,7 @@ class SessionTokens:
         end = spec.prompt_len + spec.num_output_tokens
         key = (seed << 40) ^ spec.number
         self.target: Tokens = hashed_tokens(2 * key, end)
-        uniform = (_hashes(2 * key + 1, end) >> np.uint64(11)) * 2.0**-53
+        uniform = (position_hashes(2 * key + 1, 0, end) >> np.uint64(11)) * 2.0**-53
         is_wrong = uniform >= acceptance
         self._wrong: list[int] = (self.target ^ 1).tolist()
         self._drafted: list[int] = np.where(is_wrong, self.target ^ 1, self.target).tolist()
@@ -80,16 +79,7 @@ class TraceTokens:
 
 def hashed_tokens(key: int, length: int) -> Tokens:
     """Tokens that a key stands for, int32 `[length]`."""
-    return (_hashes(key, length) >> np.uint64(64 - _VOCAB_BITS)).astype(np.int32)
-
-
-def _hashes(key: int, length: int) -> npt.NDArray[np.uint64]:
-    """splitmix64 of `key` and each position, uint64 `[length]`."""
-    start = np.uint64(key * 0xD1342543DE82EF95 & _MASK64)
-    x = start + np.arange(1, length + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    return (position_hashes(key, 0, length) >> np.uint64(64 - _VOCAB_BITS)).astype(np.int32)
 
 
 @dataclass(frozen=True, slots=True)
