@@ -62,7 +62,8 @@ def _check_one(asked: _Asked) -> dict[str, Any]:
     paid = on_server.serve(base, asked.cell.draft)
     free = replace(paid, colocated=_NOTHING)
     runs = [simulate(s.with_devices(asked.num_devices)).figures() for s in (paid, free)]
-    verify_ms, draft_ms = runs[1]["mean_pass_ms"], 1e3 * DraftingCost(paid.colocated or _NOTHING).step_s
+    verify_ms = runs[1]["mean_pass_ms"]
+    draft_ms = 1e3 * DraftingCost(paid.colocated or _NOTHING).step_of(runs[0]["mean_pass_sessions"])
     from_devices = replace(edge.serve(base, asked.cell.draft), kv_tokens=paid.kv_tokens)
     capacities = [_capacity(s, asked.num_devices) for s in (paid, free, from_devices)]
     colocated, free_capacity, edge_capacity = capacities

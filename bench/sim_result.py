@@ -3,8 +3,10 @@
 Goodput, capacity and interference are our own definitions (DESIGN.md section 2). Judging a session:
 
 - ttft counts from the client's open to the first token at the device; tpot is the mean time per further token there.
-- A session that the end of the run has cut is judged on what it has, if it has `MIN_JUDGED_TOKENS` tokens or should
-  have them by its SLO. The token that it waits for then counts as arriving at the end of the run.
+- Who is judged is decided by when a session was opened, never by how it went: early enough to have `MIN_JUDGED_TOKENS`
+  tokens (or all it wants) by its SLO before the run ends. If all sessions of a run have ended, all are judged.
+- A session that the end of the run has cut is judged on what it has; the token that it waits for counts as arriving
+  then.
 - Sessions that ended during the warm-up are not judged, and tokens that arrived then are not counted.
 - Strict: every token by its due time, which counts from the arrival of the open at the server.
 """
@@ -58,13 +60,10 @@ class SessionRecord:
         past_s = (self.last_s - self.first_s) / max(1, self.num_tokens - 1)
         return past_s if math.isfinite(self.ended_s) else max(past_s, (end_s - self.first_s) / self.num_tokens)
 
-    def is_judged(self, warm_up_s: float, end_s: float) -> bool:
-        """Whether the session counts in the attainment of a run that ended at `end_s`."""
-        if math.isfinite(self.ended_s):
-            return self.ended_s >= warm_up_s
-        slo = self.spec.slo
-        expected_s = (slo.ttft_ms + MIN_JUDGED_TOKENS * slo.tpot_ms) / 1e3
-        return self.num_tokens >= MIN_JUDGED_TOKENS or end_s - self.opened_s >= expected_s
+    def was_due(self, end_s: float) -> bool:
+        """Whether it was opened early enough to be judged in a run that ends at `end_s`."""
+        slo, num_tokens = self.spec.slo, min(MIN_JUDGED_TOKENS, self.spec.num_output_tokens)
+        return end_s - self.opened_s >= (slo.ttft_ms + num_tokens * slo.tpot_ms) / 1e3
 
     def is_met(self, end_s: float) -> bool:
         """Whether the SLO holds."""
@@ -122,7 +121,9 @@ class SimResult:
     judged: list[SessionRecord] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.judged = [s for s in self.sessions if s.is_judged(self.warm_up_s, self.end_s)]
+        all_ended = all(math.isfinite(s.ended_s) for s in self.sessions)
+        behind = [s for s in self.sessions if s.ended_s >= self.warm_up_s]
+        self.judged = [s for s in behind if all_ended or s.was_due(self.end_s)]
 
     def attainment(self, class_name: str | None = None) -> float:
         """Share of judged sessions (of one class) that met their SLO; 1 without any."""

@@ -35,7 +35,7 @@ from wisp_plugin.wisp_policy import Wisp, WispParameters
 
 WHOLE = 2048  # tokens of a pass: no prompt of the workload is longer
 CHUNKS = (32, 48, 64, 80, 96, 112, 128, 192, 256, 384, 512, 768, 1024)  # steps of a search, like the next
-LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16)
+LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24)
 NO_DRAFTS = RuleSpec("fixed", 0)
 PRICE = RuleSpec("price")
 SIX, THREE = RuleSpec("fixed", 6), RuleSpec("fixed", 3)
@@ -102,7 +102,7 @@ def neighbours(setting: Setting) -> list[Setting]:
     and a draft of a certain length."""
     chunks = [replace(setting, chunk=chunk) for chunk in _next_to(setting.chunk, CHUNKS)]
     rule = setting.rule
-    lengths = _next_to(rule.length, LENGTHS) if rule.name in ("fixed", "confidence") else []
+    lengths = _next_to(rule.length, LENGTHS) if rule.name in ("fixed", "confidence", "paper") else []
     return [*chunks, *(replace(setting, rule=replace(rule, length=length)) for length in lengths)]
 
 
@@ -172,11 +172,14 @@ def _sled(
     return Kind("sled", [*whole, *(Setting("sled", "fcfs", longest, c, Mode.SYNC, batches[0]) for c in chunks)])
 
 
-def _published(thresholds: Sequence[float], chunks: Sequence[int], edf_chunks: Sequence[int]) -> Kind:
-    """`chunks`: of policy `wisp` with the first threshold; `edf_chunks`: of `edf` with every one."""
-    rules = [RuleSpec("paper", 24, threshold) for threshold in thresholds]
+def _published(
+    thresholds: Sequence[float], chunks: Sequence[int], edf_chunks: Sequence[int], lengths: Sequence[int]
+) -> Kind:
+    """`chunks` and `lengths`: of policy `wisp` with the first threshold; `edf_chunks`: of `edf` with every one."""
+    rules = [RuleSpec("paper", LENGTHS[-1], threshold) for threshold in thresholds]
     ours = [Setting("published", "wisp", rule, WHOLE, Mode.SYNC) for rule in rules]
-    ours += [Setting("published", "wisp", rules[0], chunk, Mode.SYNC) for chunk in chunks]
+    ours += [replace(ours[0], chunk=chunk) for chunk in chunks]
+    ours += [replace(ours[0], rule=replace(rules[0], length=length)) for length in lengths]
     edf = [Setting("published", "edf", rule, chunk, Mode.SYNC) for rule in rules for chunk in edf_chunks]
     return Kind("published", [*ours, *edf])
 
@@ -205,8 +208,8 @@ ABLATIONS = (
 # What the full sweeps begin with; `FEW` are those that were best in the default mix.
 FULL: tuple[Kind, ...] = (
     _centralized((96, 64, 128, 192, 256, 384), (96, 80, 112, 128)),
-    _sled((4, 6, 12, 8), (0.3, 0.6), ((16, 10.0), (64, 0.0), (8, 10.0)), (128, 192)),
-    _published((0.7, 0.5, 0.3), (192,), (128, 192)),
+    _sled((4, 1, 2, 6, 12, 8), (0.3, 0.6), ((16, 10.0), (64, 0.0), (8, 10.0)), (128, 192)),
+    _published((0.7, 0.5, 0.3), (192,), (128, 192), (1, 2, 4)),
     SLO_CENTRAL,
     _colocated(
         ("edf", "continuous"),
@@ -217,8 +220,8 @@ FULL: tuple[Kind, ...] = (
 )
 FEW: tuple[Kind, ...] = (
     _centralized((192, 256), (96, 112)),
-    _sled((4, 8), (0.3,), ((16, 10.0),), (128,)),
-    _published((0.7,), (192,), (128,)),
+    _sled((4, 1, 8), (0.3,), ((16, 10.0),), (128,)),
+    _published((0.7,), (192,), (128,), (1, 4)),
     SLO_CENTRAL,
     _colocated(("edf",), (192, 256), [RuleSpec("fixed", 1), RuleSpec("fixed", 2)]),
     _fixed_edf((4, 2), (192, 96, 256)),

@@ -22,6 +22,7 @@ from wisp_plugin.messages import Slo
 
 _MAX_SESSIONS = 1 << 20  # of one device
 _GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
+_SEED_PERIOD = 1 << 20  # multiples of the golden ratio by larger seeds would have no digits left behind the point
 _EPISODES_S = 600.0  # episodes of throttling repeat after so long
 
 
@@ -136,6 +137,14 @@ class Workload:
     throttling: Throttling | None = None
     think_s: float = 0.0
 
+    @property
+    def mean_session_s(self) -> float:
+        """Seconds of a session of mean lengths in the loosest class, at exactly the pace of its SLO."""
+        stretch = math.exp(self.length_sigma**2 / 2.0)  # the mean of a lognormal against its median
+        loosest = max(range(len(self.classes)), key=lambda index: self.slo(index, 0).tpot_ms)
+        slo = self.slo(loosest, round(stretch * self.median_prompt_tokens))
+        return (slo.ttft_ms + stretch * self.median_output_tokens * slo.tpot_ms) / 1e3
+
     def devices(self) -> list[Device]:
         """All devices."""
         return [self._device(index) for index in range(self.num_devices)]
@@ -156,7 +165,7 @@ class Workload:
     def _kind(self, index: int) -> DeviceKind:
         """The device's kind: multiples of the golden ratio fall evenly on the shares."""
         shares = np.cumsum([kind.share for kind in self.kinds])
-        at = (0.5 + _GOLDEN * (index + 7 * self.seed)) % 1.0
+        at = (0.5 + _GOLDEN * (index + 7 * (self.seed % _SEED_PERIOD))) % 1.0
         return self.kinds[int(np.searchsorted(shares, at * shares[-1], side="right"))]
 
     def sessions(self, device: Device) -> Iterator[SessionSpec]:

@@ -107,10 +107,10 @@ class TestFigures:
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands with runs of two seconds and few systems."""
+    """Commands with runs of five seconds and few systems."""
     for module in (capacity, goodput):
         monkeypatch.setattr(module, "asked", lambda args: (
-            replace(MIX, draft="int4"), [FEW[0], FEW[4], WISP], Timing(2.0, 0.5, 0.2), [0, 1]))  # fmt: skip
+            replace(MIX, draft="int4"), [FEW[0], FEW[4], WISP], Timing(5.0, 0.5, 0.2), [0, 1]))  # fmt: skip
     monkeypatch.setattr(goodput, "GRID", (2, 3))
     monkeypatch.setattr("bench.search.MOST_DEVICES", 4)
 
@@ -149,7 +149,7 @@ class TestCommands:
         monkeypatch.setattr(planner, "DRAFTS", ("int4", "int8"))
         monkeypatch.setattr(planner, "LEAST_SESSIONS", 4)
         options = ["--devices", "2", "--tpot-ms", "120", "--output-tokens", "16", "--think-s", "0", "--jobs", "1"]
-        assert cli.main(["plan", *options, "--seconds", "6"]) == 0
+        assert cli.main(["plan", *options, "--seconds", "12"]) == 0
         output = capsys.readouterr().out
         assert "derived from published figures" in output
         assert "sessions were judged" in output
@@ -204,7 +204,9 @@ class TestCeilings:
         cell, timing = Cell(1000.0, "fast", (5.0, 5.0), "int8"), Timing(12.0, 4.0, 0.0)
         ceiling = goodput_ceiling(cell, timing)
         assert ceiling is not None
-        base = replace(cell.scenario(timing, 0), tokens=None, acceptance=1.0)
+        base = cell.scenario(timing, 0)
+        workload = replace(base.workload, stagger_s=4.0)
+        base = replace(base, workload=workload, tokens=None, acceptance=1.0, duration_s=12.0, warm_up_s=4.0)
         for setting in (WISP.settings[0], SYSTEMS["fixed-edf"].settings[0], SYSTEMS["centralized"].settings[-1]):
             figures = simulate(setting.serve(base, "int8").with_devices(90)).figures()
             assert figures["throughput"] < ceiling, setting

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bench.gpu_cost import A100_32G, line, member_features, unloaded_pass_s
 from bench.scenario import Scenario
 from bench.sim_client import SessionTokens, SimulatedClient
-from bench.sim_result import SessionRecord, SimResult, SimulationError
+from bench.sim_result import ServerRecord, SessionRecord, SimResult, SimulationError
 from bench.simulator import _World, capacity, simulate
 from bench.virtual_time import EventQueue, Link
 from bench.workload import CLASSES, SloClass, Workload
@@ -145,7 +145,7 @@ class TestRuns:
 class TestCapacity:
     def test_finds_the_edge(self) -> None:
         tight = replace(SMALL, classes=(SloClass("only", 1.0),), unloaded_pass_s=0.042, ttft_tpots=100.0)
-        scenario = Scenario(tight, ahead=0, duration_s=3.0, warm_up_s=1.0)
+        scenario = Scenario(tight, ahead=0, duration_s=9.0, warm_up_s=2.0)
         most = capacity(scenario, max_devices=64)
         assert 1 <= most < 64
         assert simulate(scenario.with_devices(most)).attainment() >= 0.95
@@ -169,6 +169,9 @@ class TestJudging:
         record.ended_s = times_s[-1] if ended else math.inf
         return record
 
+    def result(self, sessions: list[SessionRecord], end_s: float, warm_up_s: float = 0.0) -> SimResult:
+        return SimResult(("only",), end_s, warm_up_s, end_s, sessions, ServerRecord.of(1))
+
     def test_a_complete_session(self) -> None:
         assert self.record([0.9, 1.0, 1.1], ended=True).is_met(5.0)
         assert not self.record([1.1, 1.2], ended=True).is_met(5.0)
@@ -182,22 +185,28 @@ class TestJudging:
 
     def test_a_cut_session_is_judged_with_what_it_waits_for(self) -> None:
         cut = self.record([0.5 + 0.1 * i for i in range(30)], ended=False)
-        assert cut.is_judged(0.0, 3.45)
         assert cut.is_met(3.45)
         assert not cut.is_met(4.0)
         assert cut.is_strictly_met(3.9)
         assert not cut.is_strictly_met(4.1)
 
-    def test_a_starved_session_counts_and_a_young_one_does_not(self) -> None:
-        nothing = self.record([], ended=False)
-        assert not nothing.is_judged(0.0, 2.9)
-        assert nothing.is_judged(0.0, 3.1)
-        assert not nothing.is_met(3.1)
+    @pytest.mark.parametrize("times_s", [[], [0.5 + 0.1 * i for i in range(12)], [0.1] * 40])
+    @pytest.mark.parametrize("ended", [False, True])
+    def test_when_it_was_opened_decides_who_is_judged_and_not_how_it_went(
+        self, times_s: list[float], ended: bool
+    ) -> None:
+        judged, other = self.record(times_s, ended=ended and bool(times_s)), self.record([], ended=False)
+        assert judged not in self.result([judged, other], end_s=2.9).judged
+        assert judged in self.result([judged, other], end_s=3.1).judged
+
+    def test_all_are_judged_if_all_have_ended(self) -> None:
+        ended = self.record([0.9, 1.0], ended=True)
+        assert self.result([ended], end_s=1.5).judged == [ended]
 
     def test_sessions_of_the_warm_up_do_not_count(self) -> None:
-        ended = self.record([0.9, 1.0], ended=True)
-        assert not ended.is_judged(1.5, 5.0)
-        assert ended.is_judged(0.5, 5.0)
+        ended, running = self.record([0.9, 1.0], ended=True), self.record([0.9, 1.0], ended=False)
+        assert self.result([ended, running], end_s=5.0, warm_up_s=1.5).judged == [running]
+        assert self.result([ended, running], end_s=5.0, warm_up_s=0.5).judged == [ended, running]
 
 
 class TestParts:
