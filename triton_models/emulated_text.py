@@ -58,7 +58,8 @@ class RingText:
 
     def tokens(self, seed: int, start: int, end: int) -> Tokens:
         """See `EmulatedText.tokens`."""
-        return self.ring[(self.first(seed) + np.arange(start, end)) % len(self.ring)]
+        tokens: Tokens = self.ring[(self.first(seed) + np.arange(start, end)) % len(self.ring)]
+        return tokens
 
 
 def position_hashes(key: int, start: int, end: int) -> npt.NDArray[np.uint64]:
