@@ -20,7 +20,7 @@ from typing import Any
 from bench.arguments import make_report_folder
 from bench.cells import Cell, Timing
 from bench.comparison import SUMMARY_COLUMNS, Comparison, compare, ratio_figures, summary_rows
-from bench.comparison_command import add_common, asked, assumptions, mean_figures, page_of, systems_figures
+from bench.comparison_command import add_common, asked, assumptions, means_of, page_of, systems_figures
 from bench.distance_check import CHECK_COLUMNS, check, rows_of
 from bench.intervals import mean_interval
 from bench.report import finish, print_table
@@ -44,7 +44,7 @@ def main(args: argparse.Namespace) -> int:
     print_table("Capacity, each system at its best", SUMMARY_COLUMNS, summary_rows(comparison))
     if checked:
         print_table("Co-located speculation, measured and analytic", CHECK_COLUMNS, rows_of(checked))
-    figures: dict[str, Any] = {**mean_figures(comparison, "capacity", timing)}
+    figures: dict[str, Any] = {**means_of(comparison, "capacity", timing)}
     figures |= ratio_figures(comparison, "capacity")
     if args.report:
         _write(args.report, comparison, checked, timing, seeds)

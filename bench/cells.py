@@ -95,8 +95,8 @@ class Timing:
 
 
 MEDIUM = Timing(resolution=0.06, climbs=(1.25,))
-SHORT = Timing(16.0, 6.0, resolution=0.06, climbs=(1.25,))
-BRIEF = Timing(12.0, 4.0, resolution=0.1, climbs=(1.4,))
+QUICK = Timing(16.0, 6.0, resolution=0.06, climbs=(1.25,))
+SHORT = Timing(12.0, 4.0, resolution=0.1, climbs=(1.4,))
 MIX = Cell(0.0, "mixed", (10.0, 40.0), "mixed48")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.arguments import not_negative_int, positive_int
-from bench.cells import DRAFTS, MEDIUM, MIX, SHORT, Cell, Timing
+from bench.cells import DRAFTS, MEDIUM, MIX, QUICK, Cell, Timing
 from bench.comparison import PUBLISHED, SUMMARY_COLUMNS, Comparison, chosen_kinds, ratio_figures, summary_rows
 from bench.gpu_profile import DEFAULT, NORMS, draft_step_on, find_profile, is_derived, kv_tokens
 from bench.html_report import DEFINITIONS, Page
@@ -45,11 +45,17 @@ def num_cores() -> int:
 
 
 def asked(args: argparse.Namespace) -> tuple[Cell, list[Kind], Timing, list[int]]:
-    """Cell, systems with their settings, length of runs and seeds that the options ask for."""
+    """Cell, systems with their settings, length of runs and seeds that the options ask for.
+
+    Raises:
+        ConfigError: there is no such profile, or it is none for a comparison.
+    """
     kinds = chosen_kinds(args.systems, lists(args))
-    timing = SHORT if args.quick else MEDIUM if args.few else Timing()
+    timing = QUICK if args.quick else MEDIUM if args.few else Timing()
     seeds = [args.seed + i for i in range(1 if args.quick else args.seeds)]
-    return replace(MIX, draft=args.draft, profile=args.profile), kinds, timing, seeds
+    cell = replace(MIX, draft=args.draft, profile=args.profile)
+    cell.scenario(timing, args.seed)  # what is wrong with the profile is said now, not by a run
+    return cell, kinds, timing, seeds
 
 
 def lists(args: argparse.Namespace) -> Sequence[Kind]:
@@ -76,7 +82,8 @@ def assumptions(cell: Cell, timing: Timing, seeds: Sequence[int]) -> list[str]:
         f"Devices: {cell.name}; in equal shares of their kinds, speeds with 15 % spread, at times throttled to half.",
         f"Sessions: prompts of median 250, outputs of 200 tokens, lognormal; users pause {timing.think_s:g} s on "
         "average; without admission control.",
-        f"Runs of {timing.duration_s:g} simulated seconds, {timing.warm_up_s:g} of them warm-up; {len(seeds)} seeds. "
+        f"Runs of {timing.duration_s:g} simulated seconds, {timing.warm_up_s:g} of them warm-up, longer where sessions "
+        f"are (1.5 times at a tpot of 4 passes); capacities to {timing.resolution:.0%}; {len(seeds)} seeds. "
         "Settings of each system are tuned on the first seed; of wisp these are whether a draft model on the server "
         "helps. Constants of its policy were chosen looking at seeds 0 to 8.",
         "Simulated: the real scheduler, engine, controller and sessions; only link, draft step and pass are modelled.",
@@ -89,10 +96,10 @@ def goodput_ceiling(cell: Cell, timing: Timing) -> float | None:
     Every prompt and output token is computed once, at the marginal arithmetic price and nothing else: perfect drafts,
     passes without end, no SLO. Prompts count: they are more than half of all tokens. None: there is no such price.
     """
-    costs, workload = cell.scenario(timing, 0).costs, cell.scenario(timing, 0).workload
-    drawn = [next(replace(workload, num_devices=400).sessions(d)) for d in replace(workload, num_devices=400).devices()]
+    scenario = cell.scenario(timing, 0).with_devices(400)
+    drawn = [next(scenario.workload.sessions(device)) for device in scenario.workload.devices()]
     per_output = 1.0 + sum(s.prompt_len for s in drawn) / sum(s.num_output_tokens for s in drawn)
-    new_token_s = costs.arithmetic[FEATURES.index("new_tokens")]
+    new_token_s = scenario.costs.arithmetic[FEATURES.index("new_tokens")]
     return 1.0 / (new_token_s * per_output) if new_token_s > 0 else None
 
 
@@ -157,7 +164,7 @@ def _add_ratios(page: Page, comparison: Comparison, figure: str) -> None:
         page.points(missed)
 
 
-def mean_figures(comparison: Comparison, figure: str, timing: Timing) -> dict[str, float | None]:
+def means_of(comparison: Comparison, figure: str, timing: Timing) -> dict[str, float | None]:
     """`FIGURE_SYSTEM` of `capacity` or `goodput`, mean over the seeds, and the ceiling of goodput."""
     values = comparison.capacities if figure == "capacity" else comparison.goodputs
     means: dict[str, float | None] = {}

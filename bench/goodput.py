@@ -22,7 +22,7 @@ from typing import Any
 from bench.arguments import make_report_folder
 from bench.cells import Cell, Timing
 from bench.comparison import SUMMARY_COLUMNS, Comparison, compare, ratio_figures, summary_rows
-from bench.comparison_command import add_common, asked, assumptions, lists, mean_figures, page_of, systems_figures
+from bench.comparison_command import add_common, asked, assumptions, lists, means_of, page_of, systems_figures
 from bench.report import finish, print_table
 from bench.scheduler_systems import Lab
 from bench.search import measure_in
@@ -53,7 +53,7 @@ def main(args: argparse.Namespace) -> int:
     print_table("Goodput over devices, first seed", ("system", "devices", *_SHOWN), rows)
     if others:
         print_table("Other assumptions, first seed", SENSITIVITY_COLUMNS, table_rows(others))
-    figures: dict[str, Any] = {**mean_figures(comparison, "goodput", timing)}
+    figures: dict[str, Any] = {**means_of(comparison, "goodput", timing)}
     figures |= ratio_figures(comparison, "goodput") | ratio_figures(comparison, "capacity")
     if args.report:
         _write(args.report, comparison, lines, others, timing, seeds)

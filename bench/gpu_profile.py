@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.gpu_cost import line
+from bench.gpu_cost import line, unloaded_pass_s
 from wisp_plugin.errors import ConfigError
 from wisp_plugin.estimator import Costs
 from wisp_plugin.profile import Fingerprint, Measurement, Profile, load_profile
@@ -28,6 +28,7 @@ NORMS = {"": 4.0, "-maximum": 32.0, "-additive": 1.0}  # by suffix of the file's
 _BYTES = 2  # of a bf16 number
 _DERIVED_ON = "2026-11-25T00:00:00+00:00"
 _NOISE = 0.03
+_LEAST_PASS_S = 1e-4  # a simulation of shorter ones would have no end
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +98,17 @@ def draft_step_costs(llm: Llm = QWEN3_06B, gpu: Gpu = A100, norm: float = 4.0) -
 
 
 def draft_step_on(profile: str, norm: float) -> Costs:
-    """The same on the device of a shipped profile: as measured there (`DEVICE-qwen3-0.6b`), else as derived above."""
+    """The same on the device of a profile: as measured there (DEVICE-qwen3-0.6b.json beside it), else as derived above.
+
+    Raises:
+        ConfigError: the profile was measured, but no step of a draft model on that device.
+    """
     measured = _measured_step(profile)
+    if not knows_draft_step(profile):
+        raise ConfigError(
+            f"profile {profile!r} was measured, and what drafting costs on its server is not known; measure that too, "
+            f"with --shape {QWEN3_06B.name.lower()}, and put {measured.name} beside it"
+        )
     return load_profile(measured).costs if measured.is_file() else draft_step_costs(norm=norm)
 
 
@@ -108,8 +118,8 @@ def knows_draft_step(profile: str) -> bool:
 
 
 def _measured_step(profile: str) -> Path:
-    device = Path(profile).name.partition("-")[0]
-    return FOLDER / f"{device}-{QWEN3_06B.name.lower()}.json"
+    path = _path_of(profile)
+    return path.with_name(f"{path.stem.partition('-')[0]}-{QWEN3_06B.name.lower()}.json")
 
 
 def kv_tokens(llm: Llm = QWEN3_32B, gpu: Gpu = A100, draft: Llm | None = None, draft_share: float = 1.0) -> int:
@@ -145,14 +155,24 @@ def find_profile(name_or_path: str) -> Profile:
     Raises:
         ConfigError: there is no such profile, or it is malformed.
     """
-    shipped = FOLDER / f"{name_or_path}.json"
-    if shipped.is_file():
-        return load_profile(shipped)
-    path = Path(name_or_path).expanduser()
+    path = _path_of(name_or_path)
     if not path.is_file():
         names = ", ".join(sorted(p.stem for p in FOLDER.glob("*.json")))
         raise ConfigError(f"profile {name_or_path!r} is no file and not among those shipped: {names}")
-    return load_profile(path)
+    profile = load_profile(path)
+    pass_s = unloaded_pass_s(profile.costs)
+    if not pass_s >= _LEAST_PASS_S:
+        raise ConfigError(f"profile {name_or_path!r} has passes of {pass_s:g} s; allowed: from {_LEAST_PASS_S:g} s")
+    return profile
+
+
+def _path_of(name_or_path: str) -> Path:
+    """The file of a shipped profile, or the path as given. Raises ConfigError for what no file can be called."""
+    shipped, given = FOLDER / f"{name_or_path}.json", Path(name_or_path).expanduser()
+    try:
+        return shipped if shipped.is_file() else given if given.is_file() else given.absolute()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--profile: {error}; a name of bench/profiles or a file is needed") from None
 
 
 def is_derived(profile: Profile) -> bool:

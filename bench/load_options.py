@@ -17,6 +17,7 @@ from bench.arguments import (
     LEAST_KV_TOKENS,
     check_range,
     not_negative_float,
+    number,
     positive_float,
     positive_int,
     share,
@@ -30,7 +31,7 @@ from bench.scenario import Scenario
 from bench.trace_walk import TraceRing
 from bench.traces_folder import FOLDER
 from bench.workload import CLASSES, Workload
-from triton_models.emulated_verifier import Emulation
+from triton_models.emulated_verifier import MAX_NOISE, Emulation
 from triton_models.launcher import make_server
 from triton_models.server_process import ServerProcess
 from wisp_plugin.draft_trace import DraftTrace
@@ -51,7 +52,7 @@ def add_load_arguments(parser: argparse.ArgumentParser) -> None:
     add("--profile", default=DEFAULT, metavar="P", help=f"emulated GPU: of bench/profiles, or a file [{DEFAULT}]")
     add("--trace", metavar="FILE", default="int4-eval.npz", help="of drafts, or in bench/traces; none: [%(default)s]")
     add("--acceptance", type=share, default=0.75, metavar="X", help="per token without a trace [%(default)s]")
-    add("--noise", type=not_negative_float, default=0.0, metavar="SIGMA",
+    add("--noise", type=number(0.0, MAX_NOISE), default=0.0, metavar="SIGMA",
         help="lognormal, on the time of a pass [%(default)s]")  # fmt: skip
     add("--policy", default="wisp", choices=sorted(POLICIES), help="of the server [%(default)s]")
     add("--mode", default="free", choices=[mode.value for mode in Mode], help="of the sessions [%(default)s]")

@@ -23,7 +23,8 @@ from wisp_plugin.errors import ConfigError
 from wisp_plugin.messages import Mode
 from wisp_plugin.speculation import make_controller, no_drafts
 
-_START_S = {1: 0.3}  # before the first session: time to connect, and to start processes
+# Before the first session: time to connect, and to start processes.
+_CONNECT_S, _START_PROCESSES_S = 0.3, 3.0
 _SWITCH_S = 5e-4
 
 
@@ -76,7 +77,7 @@ def run_load(url: str, scenario: Scenario, num_processes: int = 1) -> LiveRun:
 def _run_processes(url: str, scenario: Scenario, num_processes: int) -> LiveRun:
     devices = scenario.workload.devices()
     indices = [[d.index for d in devices[i::num_processes]] for i in range(num_processes)]
-    start_s = time.monotonic() + _START_S.get(num_processes, 3.0)
+    start_s = time.monotonic() + (_CONNECT_S if num_processes == 1 else _START_PROCESSES_S)
     if num_processes == 1:
         return _run_devices(url, scenario, indices[0], start_s)
     with ProcessPoolExecutor(num_processes, get_context("spawn")) as pool:

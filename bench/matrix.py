@@ -24,12 +24,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bench.arguments import check_appendable, make_report_folder, not_negative_int, positive_int
-from bench.cells import BRIEF, DRAFTS, FULL_AXES, MEDIUM, REDUCED_AXES, Cell, Timing, cells
+from bench.cells import DRAFTS, FULL_AXES, MEDIUM, REDUCED_AXES, SHORT, Cell, Timing, cells
 from bench.comparison import chosen_kinds
 from bench.comparison_command import assumptions, num_cores
 from bench.gpu_profile import DEFAULT
@@ -54,7 +54,7 @@ from bench.systems import BASELINES, FEW, FULL
 from wisp_plugin.errors import ConfigError
 from wisp_plugin.home import wisp_home
 
-RUNS = {"short": BRIEF, "medium": MEDIUM, "long": Timing()}
+RUNS = {"short": SHORT, "medium": MEDIUM, "long": Timing()}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +88,7 @@ def main(args: argparse.Namespace) -> int:
     path = args.state or wisp_home() / "bench" / f"matrix-{commit()}.jsonl"
     make_report_folder(args.report)
     systems = chosen_kinds(BASELINES, kinds)
-    runs = MatrixRuns(timing, _seeds(args, args.seeds), systems, path, args.jobs, args.fresh, _warn)
+    runs = MatrixRuns(timing, _seeds(args, args.seeds), systems, path, args.jobs, args.fresh, args.profile, _warn)
     if args.finished:
         first = runs.finished(wanted)
         if not first:
@@ -122,8 +122,7 @@ def _recheck(
     if not args.recheck:
         return list(first), []
     lost = {result.cell: result for result in first if is_lost(result)}
-    told = replace(runs, warn=lambda line: None)  # has been warned
-    again = Recheck(told, _seeds(args, args.recheck)[args.seeds :])
+    again = Recheck(runs, _seeds(args, args.recheck)[args.seeds :])
     found = again.finished(list(lost)) if args.finished else again.run(list(lost))
     rechecked = {result.cell: result for result in found}
     rows = [before_and_after(result, rechecked[cell]) for cell, result in lost.items() if cell in rechecked]
@@ -171,7 +170,7 @@ def _write(
     page.heading("All cells")
     lost_names = {c["cell"] for figure in ("goodput", "capacity") for c in figures[f"cells_lost_{figure}"]}
     page.table(TABLE_COLUMNS, table_rows(results), [i for i, r in enumerate(results) if r.cell.name in lost_names])
-    page.heading("Wasted drafting time and interference at capacity, first seed")
+    page.heading("Wasted drafting time and interference at the peak of goodput, first seed")
     page.text(WASTE_NOTE)
     page.table(WASTE_COLUMNS, waste_rows(results))
     page.heading("Settings at the peak of goodput, first seed")

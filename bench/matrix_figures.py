@@ -154,7 +154,7 @@ WDT_OF = ("sled", "published", "fixed-edf", "wisp")
 INTERFERENCE_OF = ("centralized", "sled", "published", "colocated", "wisp")
 WASTE_NOTE = (
     "WDT share: of the devices' drafting time, what went behind the first rejection. Interference: time that the "
-    "others add to a pass of a session, on average. Of a system that holds nobody, those at its peak."
+    "others add to a pass of a session, on average."
 )
 WASTE_COLUMNS = (
     "cell", *(f"WDT share, {name}" for name in WDT_OF), *(f"interference of {name}, ms" for name in INTERFERENCE_OF)
@@ -162,7 +162,7 @@ WASTE_COLUMNS = (
 
 
 def waste_rows(results: Sequence[CellResult]) -> list[list[Any]]:
-    """Wasted drafting time and interference at capacity, a row per cell, see WASTE_COLUMNS; None if nobody noted it."""
+    """Wasted drafting time and interference at the peak, a row per cell, see WASTE_COLUMNS; None if nobody noted it."""
     return [[r.cell.name, *map(r.wdt_share.get, WDT_OF), *map(r.interference_ms.get, INTERFERENCE_OF)] for r in results]
 
 

@@ -7,7 +7,7 @@ taken from there only where it goes on from what is the first result now.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.cells import Cell
 from bench.comparison import on_seeds
@@ -35,7 +35,7 @@ class Recheck:
         """
         if not lost:
             return []
-        keys, first, done = self._keys(), self.runs.finished_parts(), self._finished_parts()
+        keys, first, done = self._keys(), self._first_parts(), self._finished_parts()
         with Lab(self.runs.num_jobs) as lab, Progress(len(lost), "recheck") as progress:
             for cell in lost:
                 for part in self._missing_parts(lab, cell, first, done):
@@ -46,15 +46,21 @@ class Recheck:
 
     def finished(self, lost: Sequence[Cell]) -> list[CellResult]:
         """The results that the file has whole."""
-        first, done = self.runs.finished_parts(), self._finished_parts()
+        first, done = self._first_parts(), self._finished_parts()
         return whole_results(lost, self.runs.systems, lambda kind, cell: _going_on(kind, cell, first, done))
 
     def _keys(self) -> dict[str, str]:
         seeds = [*self.runs.seeds, *self.more_seeds]
-        return {kind.name: key_of(self.runs.timing, seeds, kind, rechecked=True) for kind in self.runs.systems}
+        return {
+            kind.name: key_of(self.runs.timing, seeds, kind, self.runs.profile, rechecked=True)
+            for kind in self.runs.systems
+        }
+
+    def _first_parts(self) -> Parts:
+        return replace(self.runs, warn=lambda line: None).finished_parts()  # who ran them has been warned
 
     def _finished_parts(self) -> Parts:
-        return load_parts(self.runs.path, self._keys())
+        return {} if self.runs.fresh else load_parts(self.runs.path, self._keys(), self.runs.warn)
 
     def _missing_parts(self, lab: Lab, cell: Cell, first: Parts, done: Parts) -> list[Part]:
         missing = [kind for kind in self.runs.systems if not _going_on(kind, cell, first, done)]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bench.cells import Cell, Timing, corners_first
 from bench.comparison import compare
+from bench.gpu_profile import DEFAULT
 from bench.matrix_figures import against_best
 from bench.matrix_state import CellResult, Part, Parts, append_part, key_of, load_parts, same_to, whole_results
 from bench.report import Progress, format_cell
@@ -27,6 +28,7 @@ class MatrixRuns:
     path: Path
     num_jobs: int = 1
     fresh: bool = False
+    profile: str = DEFAULT
     warn: Callable[[str], None] = lambda line: None  # is told if another commit made some of what the file has
 
     def run(self, wanted: Sequence[Cell]) -> list[CellResult]:
@@ -54,7 +56,7 @@ class MatrixRuns:
         return load_parts(self.path, self._keys(), self.warn)
 
     def _keys(self) -> dict[str, str]:
-        return {kind.name: key_of(self.timing, self.seeds, kind) for kind in self.systems}
+        return {kind.name: key_of(self.timing, self.seeds, kind, self.profile) for kind in self.systems}
 
     def _missing_parts(self, lab: Lab, cell: Cell, done: Parts) -> list[Part]:
         """The parts of a cell that are not done: from cells that are the same to a system, or found now."""

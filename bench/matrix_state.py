@@ -8,6 +8,7 @@ finished part is an error, wherever it stands.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -17,10 +18,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bench.cells import Cell, Timing
+from bench.cells import DRAFTS, MIX, Cell, Timing
+from bench.gpu_profile import DEFAULT
 from bench.report import commit
-from bench.search import Best
+from bench.search import Best, tight_interference_ms
 from bench.systems import CHUNKS, LENGTHS, Kind
+from bench.traces_folder import trace_path
 from wisp_plugin.errors import ConfigError
 from wisp_plugin.wisp_parameters import WispParameters
 
@@ -28,7 +31,7 @@ from wisp_plugin.wisp_parameters import WispParameters
 @dataclass(frozen=True, slots=True)
 class Part:
     """A system in a cell, finished: capacity and goodput by seed, and for the first seed the settings of both, the
-    devices of the peak, and WDT and interference at capacity (None: nobody noted them)."""
+    devices of the peak, and WDT and interference there (None: nobody noted them)."""
 
     cell: Cell
     system: str
@@ -47,7 +50,7 @@ class Part:
         return cls(
             cell, first.system, [float(best.capacity) for best in bests], [best.peak_goodput for best in bests],
             (first.capacity_setting, first.peak_setting), peak_devices=first.peak_devices,
-            wdt_share=first.shown_figures.get("wdt_share"), interference_ms=first.interference_ms,
+            wdt_share=first.peak_figures.get("wdt_share"), interference_ms=tight_interference_ms(first.peak_figures),
         )  # fmt: skip
 
     def best(self) -> Best:
@@ -77,7 +80,7 @@ Parts = dict[tuple[Cell, str], Part]
 @dataclass(frozen=True, slots=True)
 class CellResult:
     """A finished cell: capacity and goodput by system and seed; by system for the first seed the settings of both, and
-    WDT and interference at capacity."""
+    WDT and interference at the peak of goodput."""
 
     cell: Cell
     capacity: dict[str, list[float]]
@@ -118,17 +121,30 @@ def same_to(kind: Kind, cell: Cell, parts: Parts) -> Part | None:
     return None
 
 
-def key_of(timing: Timing, seeds: Sequence[int], kind: Kind, rechecked: bool = False) -> str:
+def key_of(timing: Timing, seeds: Sequence[int], kind: Kind, profile: str = DEFAULT, rechecked: bool = False) -> str:
     """What decides about the results of a system besides the cell and the code: 12 hex digits.
 
-    `rechecked`: the last seeds were run behind the others, because the cell seemed lost.
+    Of the profile and the traces it is what is in them, not how they are called. `rechecked`: the last seeds were run
+    behind the others, because the cell seemed lost.
+
+    Raises:
+        ConfigError: there is no such profile.
     """
     settings = [kind.name, *map(repr, kind.settings)]  # `str` leaves out what a person need not see
     if any(kind.neighbours(setting) for setting in kind.settings):
         settings += ["and", *map(str, CHUNKS), *map(str, LENGTHS)]
     parameters = asdict(WispParameters()) if any(setting.policy == "wisp" for setting in kind.settings) else {}
-    asked = json.dumps([asdict(timing), list(seeds), settings, parameters, *["rechecked"] * rechecked], sort_keys=True)
+    base = replace(MIX, profile=profile).scenario(timing, 0)
+    world = [asdict(base.workload), asdict(base.costs), base.noise_sigma, base.kv_tokens, *map(_trace_digest, DRAFTS)]
+    asked = json.dumps(
+        [asdict(timing), list(seeds), settings, parameters, world, *["rechecked"] * rechecked], sort_keys=True
+    )
     return hashlib.sha256(asked.encode()).hexdigest()[:12]
+
+
+@functools.cache
+def _trace_digest(draft: str) -> str:
+    return hashlib.sha256(trace_path(draft, "eval").read_bytes()).hexdigest()
 
 
 def load_parts(path: Path, keys: Mapping[str, str], warn: Callable[[str], None] = lambda line: None) -> Parts:
@@ -148,7 +164,7 @@ def load_parts(path: Path, keys: Mapping[str, str], warn: Callable[[str], None] 
                 part = _part_of(document, systems[document["key"]])
                 parts.pop((part.cell, part.system), None)  # `same_to` has to find the newest last
                 parts[part.cell, part.system] = part
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise ConfigError(
                 f"{path}, line {number}: no finished part ({reason}); remove the line, or take another file"
@@ -160,17 +176,17 @@ def load_parts(path: Path, keys: Mapping[str, str], warn: Callable[[str], None] 
 
 def _whole_lines(path: Path) -> list[bytes]:
     """Lines of the file, but not what is behind the last end of a line: a run was stopped while it wrote that."""
-    if not path.exists():
-        return []
     try:
         return path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}; a file of finished parts is needed") from None
 
 
 def _other_commits(path: Path, makers: Sequence[str]) -> str | None:
     now = commit() if makers else ""
-    others = [maker for maker in makers if maker != now]
+    others = [maker for maker in makers if maker != now or now.endswith("-dirty")]  # who knows which changes
     if not others:
         return None
     return (f"{len(others)} of {len(makers)} finished parts in {path} were made by another commit "

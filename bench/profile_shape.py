@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from bench.arguments import check_writable
+from bench.arguments import check_writable, positive_int, whole_number
 from bench.gpu_cost import unloaded_pass_s
 from bench.gpu_profile import DEFAULT, FOLDER, NORMS, derive
 from bench.pass_model import DTYPES, SHAPES, Shape, free_bytes
@@ -41,6 +41,7 @@ from wisp_plugin.kv_blocks import BlockPool
 from wisp_plugin.profile import Fingerprint, save_profile
 
 _BLOCK_TOKENS, _CONTEXT = 32, 40960
+_LEAST_KV_TOKENS = 2048  # fewer hold no passes to tell their prices apart
 _HEADROOM = 1.1  # activations, workspaces, packed copies of one layer
 
 
@@ -50,10 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--shape", choices=list(SHAPES), default="qwen3-32b", help="model shape [qwen3-32b]")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
     add("--dtype", choices=list(DTYPES), help="of weights and KV [bf16 on CUDA, fp32 on a CPU]")
-    add("--layers", type=int, metavar="N", help="build and measure only so many layers")
-    add("--kv-tokens", type=int, default=16_384, metavar="N", help="tokens whose KV is held [16384]")
+    add("--layers", type=positive_int, metavar="N", help="build and measure only so many layers")
+    add("--kv-tokens", type=whole_number(_LEAST_KV_TOKENS), default=16_384, metavar="N",
+        help="tokens whose KV is held [16384]")  # fmt: skip
     add("--seconds", type=float, default=120.0, metavar="S", help="time for measuring [120]")
-    add("--seed", type=int, default=0, help="of the weights [0]")
+    add("--seed", type=whole_number(0, 2**63 - 1), default=0, help="of the weights [0]")
     add("--output", type=Path, metavar="FILE", help="the profile [profiles/SHAPE-DEVICE.json in $WISP_HOME]")
     add("--derive", action="store_true", help="write the derived profiles instead")
 

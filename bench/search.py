@@ -55,17 +55,6 @@ class Best:
         peak = f", {self.peak_goodput:.0f} tok/s at {self.peak_devices} ({self.peak_setting})" if self.has_peak else ""
         return f"{self.system}: {self.capacity} devices ({self.capacity_setting}){peak}"
 
-    @property
-    def shown_figures(self) -> Figures:
-        """Those at capacity; where nobody is held, those at the peak."""
-        return self.capacity_figures or self.peak_figures
-
-    @property
-    def interference_ms(self) -> float | None:
-        """Mean interference there, in the tightest class."""
-        name = next((name for name in self.shown_figures if name.startswith("interference_ms_")), "")
-        return self.shown_figures.get(name)
-
     def with_peak_of(self, other: Best) -> Best:
         """This capacity and the peak of `other`."""
         return replace(
@@ -76,6 +65,11 @@ class Best:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
+
+
+def tight_interference_ms(figures: Figures) -> float | None:
+    """Mean interference in the tightest class, of the figures of a run."""
+    return next((value for name, value in figures.items() if name.startswith("interference_ms_")), None)
 
 
 class Search:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 
 from bench import arguments, cli, load_run, matrix
 from bench.cells import MIX
+from bench.gpu_profile import FOLDER, draft_step_on
 from bench.load_clients import LiveEvents, LiveWorld
 from bench.load_figures import CommitLog
 from bench.load_options import MOST_SEED, Load, add_load_arguments
@@ -85,7 +88,8 @@ class TestRefusals:
                 "--processes 0", "--speed 0 10", "--rtt -5 5", "--rtt nan 5", "--kv-tokens 10", "--slo 0", "--noise -1",
                 "--acceptance 2", "--message-tokens 0", "--duration 0", "--jitter inf", "--think -1", "--stagger -1",
             )),
-            "validate --active 0",
+            "load --noise 1.5", "validate --active 0", "profile --layers 0", "profile --kv-tokens 0",
+            "profile --seed -1",
             *(f"{command} {rest}" for command in ("capacity", "goodput") for rest in (
                 "--seed -1", "--seeds 0", "--jobs 0", "--together 0", "--systems none",
             )),
@@ -126,6 +130,32 @@ class TestRefusals:
         self, command: str, words: str, said: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert said in refusal([command, "--devices", "2", *words.split()], capsys)
+
+    @pytest.mark.parametrize("words", ["capacity", "goodput", "matrix", "plan --devices 2 --tpot-ms 60"])
+    def test_a_profile_that_is_none(
+        self, words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("WISP_HOME", str(tmp_path))
+        document = json.loads((FOLDER / "h100-qwen3-32b.json").read_text(encoding="utf-8"))
+        costs = document["costs"]
+        costs |= {line: [1e-12 * price for price in costs[line]] for line in ("memory", "arithmetic")}
+        (tmp_path / "quick.json").write_text(json.dumps(document), encoding="utf-8")
+        (tmp_path / "deep.json").write_text("[" * 100_000, encoding="utf-8")
+        for name, said in (("no-such", "not among those shipped"), ("n" * 300, "name"), ("quick.json", "has passes of"),
+                           ("deep.json", "not JSON")):  # fmt: skip
+            file = str(tmp_path / name) if name.endswith(".json") else name
+            assert said in refusal([*words.split(), "--profile", file], capsys)
+
+    @pytest.mark.parametrize("command", ["capacity", "goodput", "matrix"])
+    def test_a_device_whose_draft_step_nobody_knows(
+        self, command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("WISP_HOME", str(tmp_path))
+        profile = shutil.copy(FOLDER / "h100-qwen3-32b.json", tmp_path / "h100-mine.json")
+        for name in ("xeon-2-smollm2-135m", str(profile)):
+            assert "what drafting costs on its server is not known" in refusal([command, "--profile", name], capsys)
+        shutil.copy(FOLDER / "h100-qwen3-0.6b.json", tmp_path)
+        assert draft_step_on(str(profile), 1.0) == draft_step_on("h100-qwen3-32b", 1.0)
 
     def test_a_trace_without_chains(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def no_ring(_: object) -> None:

@@ -147,7 +147,7 @@ def test_wisp_alone(
 ) -> None:
     pytest.importorskip("matplotlib")
     monkeypatch.setattr("bench.search.MOST_DEVICES", 2)
-    monkeypatch.setattr(comparison_command, "SHORT", Timing(2.0, 0.5, 0.2))
+    monkeypatch.setattr(comparison_command, "QUICK", Timing(2.0, 0.5, 0.2))
     monkeypatch.setattr(goodput, "GRID", (1, 2))
     folder = tmp_path / "new" / "folder"
     assert cli.main([command, "--systems", "wisp", "--quick", "--jobs", "1", "--report", str(folder)]) == 0

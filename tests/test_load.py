@@ -21,6 +21,7 @@ from bench.load_run import MakeController
 from bench.load_tokens import LoadTokens, session_seed
 from bench.load_wire import decode, encode
 from bench.scenario import Scenario
+from bench.simulator import simulate
 from bench.trace_walk import TraceRing
 from bench.validate import relative
 from bench.workload import Workload
@@ -147,6 +148,7 @@ def test_the_simulation_can_be_watched_without_changing_it() -> None:
     scenario = Scenario(SMALL, tokens=LoadTokens(RING), duration_s=3.0, warm_up_s=1.0)
     result, log = simulate_logged(scenario)
     figures = load_figures(result, log)
+    assert result.figures() == simulate(scenario).figures()
     assert figures["goodput"] == result.goodput
     assert figures["pass_ms"] == pytest.approx(1e3 * result.server.pass_s / result.server.num_passes, rel=0.1)
     assert 30.0 < figures["commit_gap_ms"] <= figures["commit_gap_p95_ms"]

@@ -57,8 +57,8 @@ class TestMatrix:
 
     def test_wasted_drafting_and_interference(self) -> None:
         figures = {"wdt_share": 0.25, "interference_ms_x1.1": 3.5}
-        wisp = replace(best_of("wisp", 6, 44.0), capacity_figures=figures)
-        sled = replace(best_of("sled", 0, 44.0), capacity_figures={}, peak_figures=figures)
+        wisp = replace(best_of("wisp", 6, 44.0), peak_figures=figures)
+        sled = replace(best_of("sled", 0, 44.0), peak_figures=figures)
         result = CellResult.of([Part.of(CELL, [best]) for best in (wisp, sled, best_of("published", 4, 30.0))])
         (row,) = waste_rows([result])
         told = dict(zip(WASTE_COLUMNS, row, strict=True))

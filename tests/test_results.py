@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
+import json
 import re
 
 import pytest
 
+from bench.cli import COMMANDS
 from bench.result_rows import ROWS, Row
 from bench.results import BEGIN, END, FOLDER, ROOT, read_documents, with_table
 from wisp_plugin.errors import ConfigError
+
+EXACT = {"goodput", "capacity", "matrix", "validate", "simulator", "scheduler"}
+MAY_DIFFER = {"jobs", "report", "state", "fresh", "finished"}
 
 
 def test_the_readme_shows_the_kept_results() -> None:
@@ -39,6 +46,19 @@ def test_make_results_runs_the_commands_of_the_table() -> None:
             command = f"wisp-bench {variables.get(f'{row.benchmark}_COMMAND', row.benchmark)} {options}".strip()
             assert row.command == command, row.figure
     assert {row.benchmark for row in ROWS if not row.benchmark.endswith("_cuda")} == set(made)
+
+
+@pytest.mark.parametrize("row", {row.benchmark: row for row in ROWS}.values(), ids=lambda row: row.benchmark)
+def test_a_document_was_made_by_the_command_beside_it(row: Row) -> None:
+    """... as far as it keeps the options. Those that do not change figures may be others; and some benchmarks keep what
+    became of an option, as `--quick` changes others, so that only what the command names is looked at."""
+    command, *words = row.command.split()[1:]
+    parser = argparse.ArgumentParser()
+    importlib.import_module(COMMANDS[command][0]).add_arguments(parser)
+    asked, usual = (json.loads(json.dumps(vars(parser.parse_args(given)), default=str)) for given in (words, []))
+    kept = read_documents()[row.benchmark]["config"]
+    names = {name for name in asked.keys() & kept.keys() - MAY_DIFFER if asked[name] != usual[name] or command in EXACT}
+    assert {name: kept[name] for name in names} == {name: asked[name] for name in names}
 
 
 def test_no_document_names_a_folder_of_this_machine() -> None:

@@ -146,7 +146,7 @@ def load_profile(path: Path, wanted: Fingerprint | None = None) -> Profile:
         document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except OSError as error:
         raise ConfigError(f"profile {path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"profile {path} is not JSON: {error}") from None
     try:
         profile = _from_document(document)

@@ -1,0 +1,78 @@
+"""`wisp-bench validate` without a server: what is compared, and what is said of it."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bench import validate
+from bench.commit_log import simulate_logged
+from bench.load_options import Load
+from tests.comparison_fakes import document_of
+
+MACHINE = {"between_ms": 8.0, "way_ms": 10.0, "mismatches": 0.0}
+
+
+def options(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    validate.add_arguments(parser)
+    return parser.parse_args(["--duration", "12", "--warm-up", "4", "--active", "2", *words])
+
+
+def on_a_server(monkeypatch: pytest.MonkeyPatch, slower: float = 1.0, mismatches: float = 0.0) -> None:
+    """The live side is a simulation as well, of passes that take `slower` times as long."""
+
+    def run(load: Load, _: int) -> tuple[Any, dict[str, float]]:
+        scenario = replace(load.scenario, costs=validate.dilated(load.scenario.costs, slower))
+        result, log = simulate_logged(scenario)
+        return SimpleNamespace(result=result, log=log), MACHINE | {"mismatches": mismatches}
+
+    monkeypatch.setattr(validate, "run_on_own_server", run)
+
+
+def test_what_is_as_simulated_differs_by_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on_a_server(monkeypatch)
+    assert validate.main(options("--devices", "3")) == 0
+    document = document_of(capsys.readouterr().out)
+    assert document["max_error"] == 0.0
+    assert document["informed_error"] > 0.0  # it adds what this server does not have
+    assert document["missed"] == []
+
+
+@pytest.mark.parametrize(("slower", "mismatches"), [(1.5, 0.0), (1.0, 1.0)])
+def test_a_difference_or_a_wrong_token_is_told_by_the_exit_code(
+    slower: float, mismatches: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on_a_server(monkeypatch, slower, mismatches)
+    assert validate.main(options("--devices", "3")) == 1
+    document = document_of(capsys.readouterr().out)
+    assert bool(document["missed"]) == (slower > 1.0)
+
+
+def test_the_informed_simulation_has_the_times_of_this_machine() -> None:
+    load = Load.of(options("--dilation", "2"), 3)
+    told = validate.informed_scenario(load, MACHINE, pass_ms=40.0)
+    assert told.workload.rtt_s[0] == pytest.approx(load.scenario.workload.rtt_s[0] + 0.010)
+    assert told.costs.arithmetic == pytest.approx([1.1 * price for price in load.scenario.costs.arithmetic])
+    assert told.believed_costs == load.scenario.costs
+
+
+def test_pauses_keep_about_so_many_devices_active() -> None:
+    assert validate.with_pauses(options(), 2).think == 0.0
+    many = validate.with_pauses(options(), 8)
+    assert many.stagger == 4 * validate._SESSION_S
+    assert many.think == 3 * validate._SESSION_S
+
+
+def test_differences() -> None:
+    assert validate.relative(0.0, 0.0) == 0.0
+    assert validate.relative(1.1, 1.0) == pytest.approx(0.1)
+    assert math.isinf(validate.relative(1.0, 0.0))
+    assert math.isinf(validate.relative(math.nan, 1.0))
