@@ -103,8 +103,14 @@ class AcceptanceModel:
 
     def log_odds(self, values: list[float]) -> tuple[float, float]:
         """Of the token with these features, and of the one behind it (if this one is accepted)."""
-        hidden = np.tanh((np.array(values, np.float32) - self.mean) * self.scale @ self.weights + self.bias)
-        now, following = (hidden @ self.out_weights + self.out_bias).tolist()
+        hidden = np.array(values, np.float32)  # the steps of `log_odds_of`, in place: this runs for every draft token
+        hidden -= self.mean
+        hidden *= self.scale
+        hidden = np.dot(hidden, self.weights)
+        hidden += self.bias
+        result = np.dot(np.tanh(hidden, hidden), self.out_weights)
+        result += self.out_bias
+        now, following = result.tolist()
         return now, following
 
     def log_odds_of(self, values: Array) -> Array:

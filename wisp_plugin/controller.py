@@ -187,13 +187,13 @@ class SpeculationController:
         chain.stats = token.stats
 
 
-@dataclass(frozen=True, slots=True)
 class _Belief:
     """A draft token and the model's log-odds that it, and the one behind it, are accepted."""
 
-    stats: DraftStats | None
-    now: float
-    following: float
+    __slots__ = ("following", "now", "stats")
+
+    def __init__(self, stats: DraftStats | None, now: float, following: float) -> None:
+        self.stats, self.now, self.following = stats, now, following
 
 
 class Abstention:
