@@ -77,6 +77,8 @@ class Cell:
 class Timing:
     """Length of a run, its warm-up (over which devices start), and the mean pause of a user between sessions.
 
+    `suits`: runs are made longer for sessions longer than usual; short ones only show that all works.
+
     How closely a search looks: `resolution` of a capacity (or one device), and the factors on the number of devices by
     which it climbs to the peak of goodput.
     """
@@ -86,17 +88,18 @@ class Timing:
     think_s: float = 2.0
     resolution: float = 0.03
     climbs: tuple[float, ...] = (1.4, 1.12)
+    suits: bool = True
 
     def suited_to(self, session_s: float) -> Timing:
         """Runs and warm-ups longer by as much as such sessions are longer than usual ones, so that a run sees KV memory
         as full as it gets."""
-        stretch = min(max(1.0, session_s / _USUAL_SESSION_S), _MOST_STRETCH)
+        stretch = min(max(1.0, session_s / _USUAL_SESSION_S), _MOST_STRETCH) if self.suits else 1.0
         return replace(self, duration_s=stretch * self.duration_s, warm_up_s=stretch * self.warm_up_s)
 
 
 MEDIUM = Timing(resolution=0.06, climbs=(1.25,))
-QUICK = Timing(16.0, 6.0, resolution=0.06, climbs=(1.25,))
-SHORT = Timing(12.0, 4.0, resolution=0.1, climbs=(1.4,))
+QUICK = Timing(16.0, 6.0, resolution=0.06, climbs=(1.25,), suits=False)
+SHORT = Timing(12.0, 4.0, resolution=0.1, climbs=(1.4,), suits=False)
 MIX = Cell(0.0, "mixed", (10.0, 40.0), "mixed48")
 
 
