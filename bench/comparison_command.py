@@ -71,6 +71,7 @@ def assumptions(cell: Cell, timing: Timing, seeds: Sequence[int]) -> list[str]:
     form = {"": "smooth maximum", "-maximum": "plain maximum", "-additive": "sum"}.get(
         forms.get(profile.costs.norm, ""), f"norm {profile.costs.norm:g}"
     )
+    longer = ", longer where sessions are (1.5 times at a tpot of 4 passes)" if timing.suits else ""
     return [
         f"Target: {profile.fingerprint.model} on {profile.fingerprint.device}; {how}. "
         f"A pass takes the {form} of reading and computing, with 3 % noise.",
@@ -82,8 +83,8 @@ def assumptions(cell: Cell, timing: Timing, seeds: Sequence[int]) -> list[str]:
         f"Devices: {cell.name}; in equal shares of their kinds, speeds with 15 % spread, at times throttled to half.",
         f"Sessions: prompts of median 250, outputs of 200 tokens, lognormal; users pause {timing.think_s:g} s on "
         "average; without admission control.",
-        f"Runs of {timing.duration_s:g} simulated seconds, {timing.warm_up_s:g} of them warm-up"
-        f"{', longer where sessions are (1.5 times at a tpot of 4 passes)' if timing.suits else ''}; capacities to {timing.resolution:.0%}; {len(seeds)} seeds. "
+        f"Runs of {timing.duration_s:g} simulated seconds, {timing.warm_up_s:g} of them warm-up{longer}; "
+        f"capacities to {timing.resolution:.0%}; {len(seeds)} seeds. "
         "Settings of each system are tuned on the first seed; of wisp these are whether a draft model on the server "
         "helps. Constants of its policy were chosen looking at seeds 0 to 8.",
         "Simulated: the real scheduler, engine, controller and sessions; only link, draft step and pass are modelled.",
