@@ -4,11 +4,11 @@ Capacity: the usual setting is bisected first. Any other setting has to hold mor
 one run tells; only if it does is it followed upwards. So every setting of the sweep is tried, and few runs are long
 ones. Then the neighbours of the best one, until none holds more. While the best holds so few devices that single
 sessions decide, every setting is bisected for itself. Peak goodput: every setting is tried at the number of devices
-that gave the most so far, with fewer (what takes KV memory does best there) and, among several classes, with twice as
-many (what gives up a class may do best there); the best one with fewer and more too, as the hill is a bumpy one, and it
-climbs from there, up or down, first in large steps, then in small ones; again its neighbours follow. Attainment is
-taken to fall with the number of devices. Runs are random in their sessions, so all this holds to a few percent with one
-seed.
+that gave the most so far, with as many as it has KV memory for (if that differs) and, among several classes, with
+twice as many (what gives up a class may do best there); the best one with fewer and more too, as the hill is a bumpy
+one, and it climbs from there, up or down, first in large steps, then in small ones; again its neighbours follow.
+Attainment is taken to fall with the number of devices. Runs are random in their sessions, so all this holds to a few
+percent with one seed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ATTAINMENT = 0.95
 MOST_DEVICES = 1024
 _GAIN = 1.003  # a step that brings less is none
 # Of the devices of the most goodput so far: where else a peak may be.
-_NEAR, _FAR, _AROUND = 0.75, 2.0, (0.7, 0.85, 1.2, 1.4)
+_FAR, _AROUND = 2.0, (0.7, 0.85, 1.2, 1.4)
 _FEW_DEVICES = 8  # their sessions in a run are fewer than the twenty that a share of 0.95 needs
 
 
@@ -117,7 +117,7 @@ class Search:
     def _more_than(self, most: int, setting: Setting) -> int:
         """The most devices of a setting, or anything up to `most` if it holds no more than those."""
         if most < _FEW_DEVICES:
-            return self._bisect(setting, 0, self._first)
+            return self._bisect(setting, 0, self._leader()[1])
         above = most + max(1, round(self._resolution * most))
         holds_more = above <= self._most and self.holds(setting, above)
         return self._bisect(setting, above, round(1.25 * above) + 1) if holds_more else 0
@@ -130,9 +130,10 @@ class Search:
         """Devices and setting of the most goodput. Call it behind `capacity`."""
         for setting in kind.settings:
             self.run(setting, self._leader()[1])
-        near, far = (self._scaled(self._leader()[1], factor) for factor in (_NEAR, _FAR))
-        for setting in kind.settings:
-            self.run(setting, near)
+        leading, at = self._leader()
+        for setting in kind.settings:  # as many devices as its KV memory has room for, by that of the leader
+            self.run(setting, self._scaled(at, setting.kv_share / leading.kv_share))
+        far = self._scaled(self._leader()[1], _FAR)
         for setting in kind.settings if self._looks_far else ():
             self.run(setting, far)
         leading, at = self._leader()

@@ -59,14 +59,18 @@ class Setting:
     decodes_first: bool = False  # `continuous`: prefill gets what running sessions leave of a pass
     parameters: WispParameters | None = None
 
+    @property
+    def kv_share(self) -> float:
+        """KV memory for the target's tokens, of what there is without a draft model beside it."""
+        has_draft = self.on_server or self.server_drafts > 0
+        return kv_tokens(draft=QWEN3_06B, draft_share=self.draft_kv_share) / kv_tokens() if has_draft else 1.0
+
     def serve(self, base: Scenario, draft: str) -> Scenario:
         """`base` with this system; `draft` is the draft model whose acceptance model the controllers use."""
         engine: dict[str, Any] = {"max_pass_tokens": self.chunk}
         if self.batch is not None:
             engine |= {"static_batch_sessions": self.batch[0], "static_batch_wait_ms": self.batch[1]}
-        has_draft, share = self.on_server or self.server_drafts > 0, self.draft_kv_share
-        lost = kv_tokens(draft=QWEN3_06B, draft_share=share) / kv_tokens() if has_draft else 1.0
-        num_kv = int(lost * base.kv_tokens)
+        num_kv = int(self.kv_share * base.kv_tokens)
         if self.server_drafts:
             engine["max_server_drafts"] = self.server_drafts
         step = base.draft_step or draft_step_costs(norm=base.costs.norm)
@@ -78,7 +82,7 @@ class Setting:
             engine=engine,
             colocated=step if self.on_server else None,
             server_draft=step if self.server_drafts else None,
-            server_draft_kv_tokens=int(share * num_kv),
+            server_draft_kv_tokens=int(self.draft_kv_share * num_kv),
             kv_tokens=num_kv,
         )
 

@@ -82,6 +82,33 @@ class TestSearch:
         search.capacity(KIND)
         assert (search.peak(KIND)[1] == B) == looks_far
 
+    def test_what_takes_kv_memory_is_tried_with_fewer_devices(self) -> None:
+        """Its hill is steep on the side where the memory ends, and far from the leader's."""
+        drafting = replace(A, server_drafts=3, draft_kv_share=0.7)
+
+        def measure(setting: Setting, n: int) -> dict[str, float]:
+            top = 70 if setting == drafting else 100
+            return {"attainment": float(n <= top), "goodput": (1200.0 if setting == drafting else 1100.0) * (n <= top)}
+
+        search = Search(measure, 96, most=500, timing=Timing(climbs=(1.25,)), looks_far=False)
+        search.capacity(kind := Kind("x", [A, drafting], is_open=False))
+        assert search.peak(kind)[1] == drafting
+
+    def test_where_single_sessions_decide_every_setting_is_bisected(self) -> None:
+        """B holds 40 devices, though not the 3 that would be one more than A holds."""
+
+        def measure(setting: Setting, n: int) -> dict[str, float]:
+            return {"attainment": float(n <= 2 if setting == A else 10 < n <= 40), "goodput": float(n)}
+
+        found, setting = Search(measure, 24, most=500).capacity(KIND)
+        assert setting == B
+        assert 38 <= found <= 40
+
+    def test_no_climb_where_nothing_counts(self) -> None:
+        search = Search(lambda setting, n: {"attainment": 0.0, "goodput": 0.0}, 24, most=500, looks_far=False)
+        search.capacity(KIND)
+        search.peak(KIND)
+        assert max(n for _, n in search.runs) <= 1.5 * 24
 
     @pytest.mark.parametrize(("chunk", "length"), [(32, 1), (768, 4), (96, 16)])
     def test_goes_on_to_better_settings_than_those_it_begins_with(self, chunk: int, length: int) -> None:
