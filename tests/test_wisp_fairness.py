@@ -26,8 +26,9 @@ P = WispParameters()
 @pytest.mark.parametrize("num_uncached", [1.0, 500.0])
 def test_an_impossible_slo_of_one_makes_nobody_else_hopeless(tpot_s: float, num_uncached: float) -> None:
     c = make_candidates(
-        20, tpot_s=[tpot_s, *[TIGHT_S] * 19], num_uncached=[num_uncached, *[1.0] * 19], needed_s=NOW_S + 2.0
-    )
+        20, tpot_s=[tpot_s, *[TIGHT_S] * 19], num_uncached=[num_uncached, *[1.0] * 19],
+        needed_s=[NOW_S + 2.0, *[NOW_S] * 19],
+    )  # fmt: skip
     budget = PassBudget(Estimator(LINEAR), P).of(c, c.num_uncached > P.prefill_tokens, NOW_S)
     assert budget.seconds <= 1.1 * TIGHT_S
 

@@ -62,9 +62,22 @@ class TestBudget:
         c = tight_and_loose(num_loose=8)
         choice = Wisp(make_config(), Estimator(LINEAR), P).choose(c, NOW_S)
         assert 0 in choice.members
-        assert TIGHT_S - 2 * TOKEN_S < seconds_of(c, choice) <= TIGHT_S + 1e-9
+        borne_s = TIGHT_S + TIGHT_S / P.spend_passes  # it is one token ahead
+        assert borne_s - 2 * TOKEN_S < seconds_of(c, choice) <= borne_s + 1e-9
         bears = make_candidates(9, c.survival, needed_s=c.needed_s, tpot_s=c.tpot_s, tokens_per_turn=9.0, ready_s=NOW_S)
         assert Wisp(make_config(), Estimator(LINEAR)).choose(bears, NOW_S).num_drafts.sum() == 64
+
+    def test_passes_are_longer_while_everybody_is_ahead_and_it_saves_something(self) -> None:
+        budget, nobody = PassBudget(Estimator(LINEAR), P), np.zeros(3, bool)
+
+        def seconds(*ahead_s: float) -> float:
+            c = make_candidates(3, tpot_s=TIGHT_S, needed_s=[NOW_S + one for one in ahead_s])
+            return budget.of(c, nobody, NOW_S).seconds
+
+        assert seconds(0.0, 9.0, 9.0) == seconds(-1.0, 9.0, 9.0) == pytest.approx(TIGHT_S)
+        assert seconds(0.8, 9.0, 9.0) == pytest.approx(TIGHT_S + 0.8 / P.spend_passes)
+        most_s = 0.01 / P.least_saving_ahead
+        assert most_s <= seconds(9.0, 9.0, 9.0) < 1.2 * most_s
 
     def test_who_cannot_be_helped_sets_no_budget(self) -> None:
         budget = PassBudget(Estimator(LINEAR), P)
@@ -99,8 +112,10 @@ class TestBudget:
         """A pass of 40.9 ms, 45.7 with a chunk, and sessions that bear 44."""
         estimator = Estimator(Costs((0.04, 0, 0, 0, 0, 0), (0.0, 0, 3e-4, 0, 0, 0), norm=1.0))
 
+        needed_s = [*[NOW_S] * 3, NOW_S + 9.0]
+
         def budget_s(num_prefill: int) -> float:
-            c = make_candidates(4, tpot_s=0.044, num_uncached=[1.0, 1.0, 1.0, 300.0], needed_s=NOW_S + 9.0)
+            c = make_candidates(4, tpot_s=0.044, num_uncached=[1.0, 1.0, 1.0, 300.0], needed_s=needed_s)
             return PassBudget(estimator, P).of(c, np.arange(4) >= 4 - num_prefill, NOW_S).seconds
 
         assert budget_s(1) == pytest.approx(0.04 + 3e-4 * (3 + P.prefill_tokens))
@@ -113,7 +128,7 @@ class TestBudget:
         def budget_s(due_s: float) -> float:
             c = make_candidates(
                 5, tpot_s=[0.044, 0.044, 0.044, 0.06, 0.06], num_uncached=[1.0, 1.0, 1.0, 1.0, 500.0],
-                needed_s=NOW_S + due_s,
+                needed_s=[*[NOW_S] * 4, NOW_S + due_s],
             )  # fmt: skip
             return PassBudget(estimator, P).of(c, np.arange(5) == 4, NOW_S).seconds
 

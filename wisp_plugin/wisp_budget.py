@@ -7,7 +7,8 @@ costs beside its tokens is a small share of it then, and a burst of prompts is n
 bears. Sessions that bear less than this are beyond help. (Nobody counts as asking for more than passes with it alone
 would give, or one impossible SLO would make all others hopeless.) Of the others the one that bears least sets the
 budget. So passes are as long as they may be, and all alike: a long pass costs the tightest more than a short one gives
-back. But there is always room for the smallest chunk of a prompt that waits: it cannot win back what it loses.
+back. Only while everybody is far enough ahead of its schedule to bear a longer pass, it takes that, if it still saves
+something. But there is always room for the smallest chunk of a prompt that waits: it cannot win back what it loses.
 
 Where all keep the pace with their own token of every pass, passes are alike for another reason: reading and computing
 overlap, so a pass full of prompts and one without take longer together than two that share them. Such a pass has the
@@ -98,7 +99,7 @@ class PassBudget:
         work = self._work(c.num_cached[runs] if len(runs) else c.num_cached)
         with_chunk_s = self._with_chunk_s(work)
         seconds_by_size = self._seconds_by_size(work)
-        longest_s = max(with_chunk_s, self._longest_s(work, seconds_by_size))
+        longest_s = max(with_chunk_s, self._longest_s(work, seconds_by_size, self._parameters.least_saving))
         if not len(runs):
             return self._needing_drafts(work, seconds_by_size, longest_s)
         tokens_per_turn = self._tokens_per_turn(c, runs)
@@ -108,14 +109,17 @@ class PassBudget:
         is_helped = worth_s >= self._parameters.lost_pace * pace_s  # nobody is given up because the server drafts
         if not is_helped.any():
             return self._needing_drafts(work, seconds_by_size, longest_s)
+        ahead_s = (c.needed_s[runs] - now_s) / self._parameters.spend_passes
         if c.tpot_s[runs][is_helped].min() >= longest_s:
             regained_s = self._regained_s(turn_s - pace_s, c.num_left[runs] / tokens_per_turn)
-            spared_s = np.maximum(regained_s, (c.needed_s[runs] - now_s) / self._parameters.spend_passes)
-            borne_s = float((turn_s + spared_s)[is_helped].min())
+            borne_s = float((turn_s + np.maximum(regained_s, ahead_s))[is_helped].min())
             level_s, draft_price = self._level(work, float(tokens_per_turn.sum()))
             return Budget(max(longest_s, min(level_s, borne_s)), draft_price, needs_drafts=False)
         least_s = with_chunk_s if is_prefill.any() else 0.0
-        return self._needing_drafts(work, seconds_by_size, max(least_s, pace_s, float(turn_s[is_helped].min())))
+        borne_s = float((turn_s + np.maximum(ahead_s, 0.0))[is_helped].min())
+        saving_s = self._longest_s(work, seconds_by_size, self._parameters.least_saving_ahead)
+        tightest_s = max(float(turn_s[is_helped].min()), min(borne_s, saving_s))
+        return self._needing_drafts(work, seconds_by_size, max(least_s, pace_s, tightest_s))
 
     def _work(self, num_cached: Floats) -> _Work:
         estimator = self._estimator
@@ -127,11 +131,11 @@ class PassBudget:
         """Seconds of passes with `_SIZES` new tokens in all."""
         return self._estimator.seconds(work.beside + _SIZES[:, None] * work.token)
 
-    def _longest_s(self, work: _Work, seconds_by_size: Floats) -> float:
+    def _longest_s(self, work: _Work, seconds_by_size: Floats, least_saving: float) -> float:
         """Seconds of the shortest pass that longer ones save hardly anything against: all but `least_saving` of it is
         what its tokens would cost if nothing came with them. With room for a few thousand tokens at most."""
         spent = _SIZES * self._estimator.pass_s(work.token) / seconds_by_size  # rises with the size
-        enough = np.searchsorted(spent, 1.0 - self._parameters.least_saving)
+        enough = np.searchsorted(spent, 1.0 - least_saving)
         return float(seconds_by_size[min(int(enough), len(_SIZES) - 1)])
 
     def _needing_drafts(self, work: _Work, seconds_by_size: Floats, budget_s: float) -> Budget:
