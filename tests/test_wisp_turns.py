@@ -62,20 +62,22 @@ class TestBudget:
         c = tight_and_loose(num_loose=8)
         choice = Wisp(make_config(), Estimator(LINEAR), P).choose(c, NOW_S)
         assert 0 in choice.members
-        borne_s = TIGHT_S + TIGHT_S / P.spend_passes  # it is one token ahead
-        assert borne_s - 2 * TOKEN_S < seconds_of(c, choice) <= borne_s + 1e-9
+        assert TIGHT_S - 2 * TOKEN_S < seconds_of(c, choice) <= TIGHT_S + 1e-9
         bears = make_candidates(9, c.survival, needed_s=c.needed_s, tpot_s=c.tpot_s, tokens_per_turn=9.0, ready_s=NOW_S)
         assert Wisp(make_config(), Estimator(LINEAR)).choose(bears, NOW_S).num_drafts.sum() == 64
 
     def test_passes_are_longer_while_everybody_is_ahead_and_it_saves_something(self) -> None:
         budget, nobody = PassBudget(Estimator(LINEAR), P), np.zeros(3, bool)
 
-        def seconds(*ahead_s: float) -> float:
+        def seconds(*ahead_s: float, drafting_s: float = 0.0) -> float:
             c = make_candidates(3, tpot_s=TIGHT_S, needed_s=[NOW_S + one for one in ahead_s])
-            return budget.of(c, nobody, NOW_S).seconds
+            return budget.of(replace(c, drafting_s=drafting_s), nobody, NOW_S).seconds
 
-        assert seconds(0.0, 9.0, 9.0) == seconds(-1.0, 9.0, 9.0) == pytest.approx(TIGHT_S)
-        assert seconds(0.8, 9.0, 9.0) == pytest.approx(TIGHT_S + 0.8 / P.spend_passes)
+        reserve_s = P.reserve_tokens * TIGHT_S
+        assert seconds(-1.0, 9.0, 9.0) == pytest.approx(TIGHT_S)
+        assert seconds(reserve_s, 9.0, 9.0) == pytest.approx(TIGHT_S)
+        assert seconds(reserve_s + 0.4, 9.0, 9.0) == pytest.approx(TIGHT_S + 0.4 / P.spend_passes)
+        assert seconds(0.4, 9.0, 9.0, drafting_s=1e-6) == pytest.approx(TIGHT_S + 0.4 / P.spend_passes, rel=1e-3)
         most_s = 0.01 / P.least_saving_ahead
         assert most_s <= seconds(9.0, 9.0, 9.0) < 1.2 * most_s
 

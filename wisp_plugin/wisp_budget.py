@@ -8,7 +8,8 @@ bears. Sessions that bear less than this are beyond help. (Nobody counts as aski
 would give, or one impossible SLO would make all others hopeless.) Of the others the one that bears least sets the
 budget. So passes are as long as they may be, and all alike: a long pass costs the tightest more than a short one gives
 back. Only while everybody is far enough ahead of its schedule to bear a longer pass, it takes that, if it still saves
-something. But there is always room for the smallest chunk of a prompt that waits: it cannot win back what it loses.
+something. Where no server drafts, sessions keep a reserve then: behind rejections it takes them long to win one back.
+But there is always room for the smallest chunk of a prompt that waits: it cannot win back what it loses.
 
 Where all keep the pace with their own token of every pass, passes are alike for another reason: reading and computing
 overlap, so a pass full of prompts and one without take longer together than two that share them. Such a pass has the
@@ -116,7 +117,9 @@ class PassBudget:
             level_s, draft_price = self._level(work, float(tokens_per_turn.sum()))
             return Budget(max(longest_s, min(level_s, borne_s)), draft_price, needs_drafts=False)
         least_s = with_chunk_s if is_prefill.any() else 0.0
-        borne_s = float((turn_s + np.maximum(ahead_s, 0.0))[is_helped].min())
+        reserve_s = 0.0 if c.drafting_s else self._parameters.reserve_tokens * c.tpot_s[runs]
+        spared_s = np.maximum(ahead_s - reserve_s / self._parameters.spend_passes, 0.0)
+        borne_s = float((turn_s + spared_s)[is_helped].min())
         saving_s = self._longest_s(work, seconds_by_size, self._parameters.least_saving_ahead)
         tightest_s = max(float(turn_s[is_helped].min()), min(borne_s, saving_s))
         return self._needing_drafts(work, seconds_by_size, max(least_s, pace_s, tightest_s))

@@ -16,6 +16,7 @@ class WispParameters:
     lost_pace: float = 0.97  # whoever bears less than this much of the mean pass at everybody's pace is beyond help
     least_saving: float = 0.1  # share of a pass that longer ones have to save; no SLO is given up for less
     least_saving_ahead: float = 0.04  # the same while everybody is ahead enough to bear the longer pass
+    reserve_tokens: float = 25.0  # of what it is ahead, kept where no server drafts
     lost_value: float = 0.05  # factor for a session whose SLO cannot be met any more
     # Who takes part, who waits
     need_tokens: float = 1.5  # a session with less slack takes part whatever it costs
