@@ -168,10 +168,11 @@ def find_profile(name_or_path: str) -> Profile:
 
 def _path_of(name_or_path: str) -> Path:
     """The file of a shipped profile, or the path as given. Raises ConfigError for what no file can be called."""
-    shipped, given = FOLDER / f"{name_or_path}.json", Path(name_or_path).expanduser()
+    shipped = FOLDER / f"{name_or_path}.json"
     try:
+        given = Path(name_or_path).expanduser()
         return shipped if shipped.is_file() else given if given.is_file() else given.absolute()
-    except (OSError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: of a user that is not there
         raise ConfigError(f"--profile: {error}; a name of bench/profiles or a file is needed") from None
 
 

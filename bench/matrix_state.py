@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.cells import DRAFTS, MIX, Cell, Timing
-from bench.gpu_profile import DEFAULT
+from bench.gpu_profile import DEFAULT, draft_step_on
 from bench.report import commit
 from bench.search import Best, tight_interference_ms
 from bench.systems import CHUNKS, LENGTHS, Kind
@@ -135,7 +135,8 @@ def key_of(timing: Timing, seeds: Sequence[int], kind: Kind, profile: str = DEFA
         settings += ["and", *map(str, CHUNKS), *map(str, LENGTHS)]
     parameters = asdict(WispParameters()) if any(setting.policy == "wisp" for setting in kind.settings) else {}
     base = replace(MIX, profile=profile).scenario(timing, 0)
-    world = [asdict(base.workload), asdict(base.costs), base.noise_sigma, base.kv_tokens, *map(_trace_digest, DRAFTS)]
+    costs = [asdict(base.costs), asdict(draft_step_on(profile, base.costs.norm)), base.noise_sigma, base.kv_tokens]
+    world = [asdict(base.workload), costs, *map(_trace_digest, DRAFTS)]
     asked = json.dumps(
         [asdict(timing), list(seeds), settings, parameters, world, *["rechecked"] * rechecked], sort_keys=True
     )

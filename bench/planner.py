@@ -176,7 +176,7 @@ def base_scenario(args: argparse.Namespace) -> Scenario:
     )  # fmt: skip
     return Scenario(
         workload, tokens=WalkOf(args.draft, args.seed), costs=costs, noise_sigma=0.03,
-        kv_tokens=args.kv_tokens or kv_tokens(), seed=args.seed, 
+        kv_tokens=args.kv_tokens or kv_tokens(), seed=args.seed,
         draft_step=draft_step_on(args.profile, costs.norm) if knows_draft_step(args.profile) else None,
     )  # fmt: skip
 

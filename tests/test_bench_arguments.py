@@ -141,8 +141,9 @@ class TestRefusals:
         costs |= {line: [1e-12 * price for price in costs[line]] for line in ("memory", "arithmetic")}
         (tmp_path / "quick.json").write_text(json.dumps(document), encoding="utf-8")
         (tmp_path / "deep.json").write_text("[" * 100_000, encoding="utf-8")
-        for name, said in (("no-such", "not among those shipped"), ("n" * 300, "name"), ("quick.json", "has passes of"),
-                           ("deep.json", "not JSON")):  # fmt: skip
+        refused = {"no-such": "not among those shipped", "~nobody-here/x": "home", "n" * 300: "name",
+                   "quick.json": "has passes of", "deep.json": "not JSON"}  # fmt: skip
+        for name, said in refused.items():
             file = str(tmp_path / name) if name.endswith(".json") else name
             assert said in refusal([*words.split(), "--profile", file], capsys)
 
