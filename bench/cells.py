@@ -77,10 +77,9 @@ class Cell:
 class Timing:
     """Length of a run, its warm-up (over which devices start), and the mean pause of a user between sessions.
 
-    `suits`: runs are made longer for sessions longer than usual; short ones only show that all works.
-
     How closely a search looks: `resolution` of a capacity (or one device), and the factors on the number of devices by
-    which it climbs to the peak of goodput.
+    which it climbs to the peak of goodput. `suits`: runs are made longer for sessions longer than usual; not those that
+    only show that all works.
     """
 
     duration_s: float = 36.0

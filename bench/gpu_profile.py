@@ -170,8 +170,7 @@ def _path_of(name_or_path: str) -> Path:
     """The file of a shipped profile, or the path as given. Raises ConfigError for what no file can be called."""
     shipped = FOLDER / f"{name_or_path}.json"
     try:
-        given = Path(name_or_path).expanduser()
-        return shipped if shipped.is_file() else given if given.is_file() else given.absolute()
+        return shipped if shipped.is_file() else Path(name_or_path).expanduser()
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: of a user that is not there
         raise ConfigError(f"--profile: {error}; a name of bench/profiles or a file is needed") from None
 

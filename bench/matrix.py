@@ -38,7 +38,6 @@ from bench.matrix_figures import (
     SETTING_COLUMNS,
     TABLE_COLUMNS,
     WASTE_COLUMNS,
-    WASTE_NOTE,
     before_and_after,
     is_lost,
     matrix_figures,
@@ -171,7 +170,6 @@ def _write(
     lost_names = {c["cell"] for figure in ("goodput", "capacity") for c in figures[f"cells_lost_{figure}"]}
     page.table(TABLE_COLUMNS, table_rows(results), [i for i, r in enumerate(results) if r.cell.name in lost_names])
     page.heading("Wasted drafting time and interference at the peak of goodput, first seed")
-    page.text(WASTE_NOTE)
     page.table(WASTE_COLUMNS, waste_rows(results))
     page.heading("Settings at the peak of goodput, first seed")
     page.table(SETTING_COLUMNS, setting_rows(results))

@@ -152,10 +152,6 @@ def setting_rows(results: Sequence[CellResult]) -> list[list[Any]]:
 
 WDT_OF = ("sled", "published", "fixed-edf", "wisp")
 INTERFERENCE_OF = ("centralized", "sled", "published", "colocated", "wisp")
-WASTE_NOTE = (
-    "WDT share: of the devices' drafting time, what went behind the first rejection. Interference: time that the "
-    "others add to a pass of a session, on average."
-)
 WASTE_COLUMNS = (
     "cell", *(f"WDT share, {name}" for name in WDT_OF), *(f"interference of {name}, ms" for name in INTERFERENCE_OF)
 )  # fmt: skip

@@ -28,9 +28,9 @@ class DraftingCost:
         self._costs = Estimator(costs)
         self.step_s = self.step_of(1.0)
 
-    def step_of(self, num_sessions: float, context: float = 256.0) -> float:
-        """Seconds of a step for so many sessions with so much context each."""
-        return float(self._costs.predict(EMPTY_PASS + num_sessions * item_features(context, 1.0, 1.0)))
+    def step_of(self, num_sessions: float) -> float:
+        """Seconds of a step for so many sessions with 256 tokens of context each."""
+        return float(self._costs.predict(EMPTY_PASS + num_sessions * item_features(256.0, 1.0, 1.0)))
 
     def client(self, *args: Any) -> ColocatedClient:
         """A client whose drafts are made on the server; arguments of `SimulatedClient`."""
