@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from wisp_plugin.coupling import count_accepted
 from wisp_plugin.estimator import Estimator
 from wisp_plugin.kv_blocks import BlockPool
 from wisp_plugin.messages import PassItem, PassOutcome, Sampling, Tokens
@@ -91,7 +90,7 @@ class DraftingVerifier:
                 drafted[session] = np.concatenate([drafted.get(session, _NONE), outcome.chosen])
                 if len(drafted[session]) < wanted[session]:
                     tokens = np.concatenate([step.tokens, outcome.chosen])
-                    further.append(replace(step, tokens=tokens, num_cached=len(step.tokens)))
+                    further.append(PassItem(session, tokens, len(step.tokens), 0, step.sampling, reason=step.reason))
             steps = further
         return drafted
 
@@ -123,7 +122,7 @@ class DraftingVerifier:
         """Note that the session drafts now; tokens that the draft model has to compute before it can."""
         computed = self._computed.pop(item.session, _NONE)
         self._computed[item.session] = computed
-        return len(item.tokens) - min(count_accepted(computed, item.tokens), len(item.tokens) - 1)
+        return len(item.tokens) - min(_num_common(computed, item.tokens), len(item.tokens) - 1)
 
     def _make_room(self, session: str, num_cached: int, end: int, num_promised: int, busy: set[str]) -> int | None:
         """Blocks that `session` needs for `end` tokens, at the cost of sessions that do not draft now if need be;
@@ -144,23 +143,24 @@ class DraftingVerifier:
         return num_missing
 
 
+def _num_common(computed: Tokens, tokens: Tokens) -> int:
+    """Leading tokens in which two texts agree."""
+    shorter = min(len(computed), len(tokens))
+    different = (computed[:shorter] != tokens[:shorter]).nonzero()[0]
+    return int(different[0]) if len(different) else shorter
+
+
 def _first_step(item: PassItem, num_cached: int, end: int, limits: DraftLimits) -> PassItem:
     """The draft model's part of `item`: its first `end` tokens, and one more if these are all."""
-    return replace(
-        item,
-        tokens=item.tokens[:end].copy(),  # of a view of the session's array
-        num_cached=num_cached,
-        num_draft_tokens=0,
-        num_to_draft=0,
-        sampling=limits.sampling(item.sampling),
-        is_prefill_chunk=end < len(item.tokens),
-        logprobs=False,
-    )
+    tokens = item.tokens[:end].copy()  # of a view of the session's array
+    is_part = end < len(item.tokens)
+    return PassItem(item.session, tokens, num_cached, 0, limits.sampling(item.sampling), is_part, reason=item.reason)
 
 
 def _with(item: PassItem, drafted: Tokens) -> PassItem:
     """The item with what was drafted for it, as a part of its draft."""
     if not item.num_to_draft:
         return item
-    num_drafts = item.num_draft_tokens + len(drafted)
-    return replace(item, tokens=np.concatenate([item.tokens, drafted]), num_draft_tokens=num_drafts, num_to_draft=0)
+    tokens, num_drafts = np.concatenate([item.tokens, drafted]), item.num_draft_tokens + len(drafted)
+    return PassItem(item.session, tokens, item.num_cached, num_drafts, item.sampling, logprobs=item.logprobs,
+                    reason=item.reason)  # fmt: skip
