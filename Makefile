@@ -71,7 +71,7 @@ compiled: $(VENV)/.installed ## engine and sessions as C extensions, in place (a
 	WISP_COMPILED=1 $(BIN)/python setup.py -q build_ext --inplace
 
 interpreted: ## plain Python again, which `make compiled` stands in front of
-	rm -rf wisp_plugin/*.cpython-*.so bench/*.cpython-*.so ./*__mypyc.cpython-*.so build/lib.* build/temp.* build/ops.txt build/*native*
+	rm -rf wisp_plugin/*.cpython-*.so bench/*.cpython-*.so build/lib.* build/temp.* build/ops.txt build/*native*
 
 perf: setup ## perf_analyzer, closed and open loop, against both verifiers; its CSVs go to perf-results
 	$(BIN)/wisp-bench perf $(PERF_ARGS)

@@ -1,6 +1,6 @@
 """Everything about the package is in pyproject.toml; here is only its compiled form.
 
-With WISP_COMPILED=1 the engine, the scheduler and the sessions of `wisp_plugin` become C extensions, and the events of
+With WISP_COMPILED=1 the engine, the scheduler and the sessions of `wisp_plugin` become C extensions, and the clients of
 a simulation as well (mypyc compiles typed Python as it is: the same code, the same results to the last digit). That
 needs mypy, numpy and a C compiler beside setuptools:
 
@@ -24,7 +24,7 @@ _COMPILED = (
     "wisp_first_tokens", "wisp_hold", "wisp_offers", "wisp_policy", "wisp_prefill",
     "wisp_spare", "wisp_turns",
 )  # fmt: skip
-_COMPILED_SIMULATION = ("sim_client", "sim_colocated", "sim_verifier", "virtual_time")
+_COMPILED_SIMULATION = ("sim_client", "sim_colocated", "sim_verifier")
 
 
 def compiled_modules() -> list[Any]:
@@ -32,7 +32,8 @@ def compiled_modules() -> list[Any]:
     from mypyc.build import mypycify
 
     simulation = [f"bench/{name}.py" for name in _COMPILED_SIMULATION]
-    return mypycify([*(f"wisp_plugin/{name}.py" for name in _COMPILED), *simulation])
+    # What they share lies in the package: beside it, where a checkout is installed in place, nothing would find it.
+    return mypycify([*(f"wisp_plugin/{name}.py" for name in _COMPILED), *simulation], group_name="wisp_plugin.compiled")
 
 
 setup(ext_modules=compiled_modules() if os.environ.get("WISP_COMPILED") == "1" else [])

@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+import wisp_plugin
 from wisp_plugin.draft_stats import DraftStats
 from wisp_plugin.errors import ModelError
 from wisp_plugin.npz_file import DAMAGED
@@ -162,7 +163,7 @@ def shipped_model(draft: str) -> AcceptanceModel:
 
     For any other, those of the plain 4-bit draft without what they know of single tokens: another tokenizer has others.
     """
-    folder = Path(__file__).with_name("weights")
+    folder = Path(wisp_plugin.__file__).with_name("weights")  # compiled, this module believes to lie elsewhere
     path = folder / f"{draft}.npz"
     if path.is_file():
         return AcceptanceModel.load(path)
