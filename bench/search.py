@@ -4,9 +4,10 @@ Capacity: the usual setting is bisected first. Any other setting has to hold mor
 one run tells; only if it does is it followed upwards. So every setting of the sweep is tried, and few runs are long
 ones. Then the neighbours of the best one, until none holds more. While the best holds so few devices that single
 sessions decide, every setting is bisected for itself. Peak goodput: every setting is tried at the number of devices
-that gave the most so far, with as many as it has KV memory for (if that differs) and, among several classes, with
-twice as many (what gives up a class may do best there); the best one with fewer and more too, as the hill is a bumpy
-one, and it climbs from there, up or down, first in large steps, then in small ones; again its neighbours follow.
+that gave the most so far, with as many as it has KV memory for (if that differs), with fewer (what drafts more may do
+best there) and, among several classes, with twice as many (what gives up a class may); the best one with fewer and more
+too, as the hill is a bumpy one, and it climbs from there, up or down, first in large steps, then in small ones; again
+its neighbours follow.
 Attainment is taken to fall with the number of devices. Runs are random in their sessions, so all this holds to a few
 percent with one seed.
 """
@@ -29,7 +30,7 @@ ATTAINMENT = 0.95
 MOST_DEVICES = 1024
 _GAIN = 1.003  # a step that brings less is none
 # Of the devices of the most goodput so far: where else a peak may be.
-_FAR, _AROUND = 2.0, (0.7, 0.85, 1.2, 1.4)
+_FAR, _FEWER, _AROUND = 2.0, 0.75, (0.7, 0.85, 1.2, 1.4)
 _FEW_DEVICES = 8  # their sessions in a run are fewer than the twenty that a share of 0.95 needs
 
 
@@ -133,9 +134,10 @@ class Search:
         leading, at = self._leader()
         for setting in kind.settings:  # as many devices as its KV memory has room for, by that of the leader
             self.run(setting, self._scaled(at, setting.kv_share / leading.kv_share))
-        far = self._scaled(self._leader()[1], _FAR)
-        for setting in kind.settings if self._looks_far else ():
-            self.run(setting, far)
+        at = self._leader()[1]
+        for factor in (_FEWER, _FAR) if self._looks_far else (_FEWER,):
+            for setting in kind.settings:
+                self.run(setting, self._scaled(at, factor))
         leading, at = self._leader()
         for factor in _AROUND:
             self.run(leading, self._scaled(at, factor))

@@ -94,6 +94,17 @@ class TestSearch:
         search.capacity(kind := Kind("x", [A, drafting], is_open=False))
         assert search.peak(kind)[1] == drafting
 
+    def test_what_does_best_with_fewer_devices_is_found(self) -> None:
+        """B, which does more for each, has fallen below A where A has its peak."""
+
+        def measure(setting: Setting, n: int) -> dict[str, float]:
+            goodput = 13.0 * (n if n <= 90 else 70) if setting == A else 1260.0 - abs(n - 64) ** 1.8
+            return {"attainment": float(n <= 90), "goodput": goodput}
+
+        search = Search(measure, 64, most=500, timing=Timing(climbs=(1.25,)), looks_far=False)
+        search.capacity(KIND)
+        assert search.peak(KIND)[1] == B
+
     def test_where_single_sessions_decide_every_setting_is_bisected(self) -> None:
         """B holds 40 devices, though not the 3 that would be one more than A holds."""
 
