@@ -88,7 +88,7 @@ bench: setup ## engine, e2e, lossless and the reduced matrix; BENCH_ARGS= runs t
 
 # Each benchmark prints its document as the last line. Nothing else should run on the machine meanwhile.
 # A missed target ends a benchmark with an error and is a result all the same: its document is kept.
-RESULTS := estimator scheduler classes prefix controller link plugin goodput other_seeds ablations capacity sensitivity matrix simulator validate gateway generate
+RESULTS := estimator scheduler classes prefix controller link plugin goodput other_seeds ablations capacity sensitivity matrix simulator validate full_speed gateway generate
 classes_ARGS := --quick
 link_ARGS := --quick
 plugin_ARGS := --rounds 1 --seconds 15
@@ -96,6 +96,8 @@ goodput_ARGS := --few --together 2 --systems centralized sled published colocate
 matrix_ARGS := --runs medium --fresh
 gateway_ARGS := --rounds 1 --first-bytes 80
 generate_ARGS := --prompts 2 --rounds 1
+full_speed_COMMAND := validate
+full_speed_ARGS := --dilation 1
 other_seeds_COMMAND := goodput
 other_seeds_ARGS := --few --seed 20 --together 2 --systems centralized sled colocated
 ablations_COMMAND := goodput

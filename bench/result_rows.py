@@ -20,7 +20,7 @@ _OTHER_SEEDS_OPTIONS = " --few --seed 20 --together 2 --systems centralized sled
 _CAPACITY_OPTIONS = " --few --seeds 1 --together 2 --systems centralized colocated"
 _NAME = re.compile(r"{(\w+)}")
 # Documents that are not called after their command.
-_COMMANDS = dict.fromkeys(("sensitivity", "ablations", "other_seeds"), "goodput")
+_COMMANDS = {**dict.fromkeys(("sensitivity", "ablations", "other_seeds"), "goodput"), "full_speed": "validate"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +180,10 @@ ROWS = (
     Row("simulated / live with 32 emulated devices: goodput; median, p95 ms between commits; attainment", "validate",
         _validated(32), "10 % apart"),
     Row("the same with 128 devices", "validate", _validated(128), "10 % apart"),
+    Row("the same at full speed, 32 / 128 devices: largest difference; commits per second, ms between two passes and "
+        "on a commit's way out of the server", "full_speed",
+        "{max_error}; {commits_per_s_32} / {commits_per_s_128}, {between_ms_32} / {between_ms_128}, "
+        "{way_ms_32} / {way_ms_128}", "<= 0.10; -", " --dilation 1"),
     Row("gateway: 32 streams against the same sessions without it; most / fewest tokens when the first one ends",
         "gateway", "{throughput_ratio}; {fairness}", ">= 0.9; <= 1.5", " --rounds 1 --first-bytes 80"),
     Row("gateway: what it adds to the first byte; 2,000 fuzzed requests: internal errors", "gateway",
