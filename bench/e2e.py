@@ -146,7 +146,8 @@ def measure_path(args: argparse.Namespace, prompt: Tokens) -> dict[str, Any]:
     """Overhead of the path, one client and eight, to the verifier and to a model that does nothing, alternately."""
     ours, floor = VERIFIER_MODEL, FLOOR_MODEL
     with (
-        make_server(settings={"num_threads": args.server_threads}) as server,
+        # However slow this machine is: what is replayed knows no refusal.
+        make_server(settings={"num_threads": args.server_threads, "max_load": 0.0}) as server,
         make_server(FLOOR_REPOSITORY, (FLOOR_MODEL,)) as empty,
     ):
         opened = make_open(prompt, PATH_TOKENS, Mode.FREE, Sampling())
