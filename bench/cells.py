@@ -89,6 +89,11 @@ class Timing:
     climbs: tuple[float, ...] = (1.4, 1.12)
     suits: bool = True
 
+    @property
+    def looks_around(self) -> bool:
+        """Whether a search looks beside the hill that it climbs: not in runs so short that hills are noise."""
+        return self.suits
+
     def suited_to(self, session_s: float) -> Timing:
         """Runs and warm-ups longer by as much as such sessions are longer than usual ones, so that a run sees KV memory
         as full as it gets."""

@@ -6,8 +6,8 @@ ones. Then the neighbours of the best one, until none holds more. While the best
 sessions decide, every setting is bisected for itself. Peak goodput: every setting is tried at the number of devices
 that gave the most so far, with as many as it has KV memory for (if that differs), with fewer (what drafts more may do
 best there) and, among several classes, with twice as many (what gives up a class may); the best one with fewer and more
-too, as the hill is a bumpy one, and it climbs from there, up or down, first in large steps, then in small ones; again
-its neighbours follow.
+too, as the hill is a bumpy one (neither of the two in short runs, `Timing.looks_around`), and it climbs from there, up
+or down, first in large steps, then in small ones; again its neighbours follow.
 Attainment is taken to fall with the number of devices. Runs are random in their sessions, so all this holds to a few
 percent with one seed.
 """
@@ -83,7 +83,7 @@ class Search:
         """`first`: number of devices to begin with; `most`: no more are tried (None: MOST_DEVICES). `looks_far`: for
         peaks at twice as many, where a system has given up some of its sessions."""
         timing = timing or Timing()
-        self._looks_far = looks_far
+        self._looks_far, self._looks_around = looks_far, timing.looks_around
         self._resolution, self._climbs = timing.resolution, timing.climbs
         self._most = MOST_DEVICES if most is None else most
         self._measure, self._first = measure, min(max(1, first), self._most)
@@ -135,11 +135,11 @@ class Search:
         for setting in kind.settings:  # as many devices as its KV memory has room for, by that of the leader
             self.run(setting, self._scaled(at, setting.kv_share / leading.kv_share))
         at = self._leader()[1]
-        for factor in (_FEWER, _FAR) if self._looks_far else (_FEWER,):
+        for factor in (_FEWER,) * self._looks_around + (_FAR,) * self._looks_far:
             for setting in kind.settings:
                 self.run(setting, self._scaled(at, factor))
         leading, at = self._leader()
-        for factor in _AROUND:
+        for factor in _AROUND if self._looks_around else ():
             self.run(leading, self._scaled(at, factor))
         for factor in self._climbs:
             self._climb(factor)
