@@ -13,6 +13,7 @@ from bench.search import Best, Question, best_of, find_best, tight_interference_
 from bench.systems import BASELINES, SYSTEMS, Kind, reachable
 
 PUBLISHED = {"centralized": (2.1, 1.94), "sled": (4.1, 3.7)}  # capacity and goodput of the paper's best case
+_FIRST_DEVICES = 32  # where a search begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,23 +46,23 @@ class Comparison:
 
 def compare(
     lab: Lab, cell: Cell, kinds: Sequence[Kind], timing: Timing, seeds: Sequence[int], wants_peak: bool = True,
-    first: int = 32, together: int = 0,
+    together: int = 0,
 ) -> Comparison:  # fmt: skip
     """Tune every system on the first seed, then find its capacity and peak on the others with what was best.
 
     `together`: settings of a system that are swept one after the other, parts beside each other; 0: all.
     """
-    tuned = _tuned(lab, cell, kinds, timing, seeds[0], wants_peak, first, together)
+    tuned = _tuned(lab, cell, kinds, timing, seeds[0], wants_peak, together)
     others = on_seeds(lab, cell, kinds, tuned, timing, seeds[1:], wants_peak)
     return Comparison(cell, {name: [best, *others[name]] for name, best in tuned.items()})
 
 
 def _tuned(
-    lab: Lab, cell: Cell, kinds: Sequence[Kind], timing: Timing, seed: int, wants_peak: bool, first: int, together: int
+    lab: Lab, cell: Cell, kinds: Sequence[Kind], timing: Timing, seed: int, wants_peak: bool, together: int
 ) -> dict[str, Best]:
     """The best of every system over all its settings."""
     parts = [kind.parts(together) for kind in kinds]
-    swept = [Question(cell, part, timing, seed, first, wants_peak) for kind in parts for part in kind]
+    swept = [Question(cell, part, timing, seed, _FIRST_DEVICES, wants_peak) for kind in parts for part in kind]
     # The last system is ours and takes longest: begun first, it is not waited for alone.
     answered = reversed(lab.map("sweep", find_best, swept[::-1], note=str))
     return {kind.name: best_of([next(answered) for _ in own]) for kind, own in zip(kinds, parts, strict=True)}
@@ -80,6 +81,11 @@ def on_seeds(
     for name, own in asked:
         bests[name].append(_joined([next(answers) for _ in own]))
     return bests
+
+
+def on_seed(cell: Cell, kind: Kind, tuned: Best, timing: Timing, seed: int) -> Best:
+    """Capacity and peak of one system on one seed, with the settings that were `tuned` on another one."""
+    return _joined([find_best(question) for question in _at_best(cell, kind, tuned, timing, seed, wants_peak=True)])
 
 
 def _at_best(cell: Cell, kind: Kind, best: Best, timing: Timing, seed: int, wants_peak: bool) -> list[Question]:

@@ -1,18 +1,19 @@
-"""The runs of a matrix: cell after cell, the corners of the axes first, finished parts kept in a file."""
+"""The runs of a matrix: system after system, in the corners of the axes first; finished parts are kept in a file."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.cells import Cell, Timing, corners_first
-from bench.comparison import compare
+from bench.comparison import on_seed
 from bench.gpu_profile import DEFAULT
 from bench.matrix_figures import against_best
-from bench.matrix_state import CellResult, Part, Parts, append_part, key_of, load_parts, same_to, whole_results
+from bench.matrix_state import CellResult, Part, Parts, append_part, key_of, load_parts, same_to, seen_by, whole_results
 from bench.report import Progress, format_cell
 from bench.scheduler_systems import Lab
+from bench.search import Question, find_best
 from bench.systems import Kind
 
 _FIRST = {1.05: 16, 1.1: 24, 1.5: 48, 2.0: 64, 4.0: 96}  # devices that a search begins with, by tpot
@@ -32,24 +33,50 @@ class MatrixRuns:
     warn: Callable[[str], None] = lambda line: None  # is told if another commit made some of what the file has
 
     def run(self, wanted: Sequence[Cell]) -> list[CellResult]:
-        """Results in the order of `wanted`; systems that the file has in a cell are taken from there."""
-        keys = self._keys()
-        done = {} if self.fresh else self.finished_parts()
-        results = {}
-        with Lab(self.num_jobs) as lab, Progress(len(wanted), "matrix") as progress:
-            for cell in corners_first(wanted):
-                for part in self._missing_parts(lab, cell, done):
-                    done[cell, part.system] = part
-                    append_part(self.path, keys[part.system], part)
-                results[cell] = CellResult.of([done[cell, kind.name] for kind in self.systems])
-                ratio = against_best(results[cell], "goodput")
-                progress.step(note=f"{cell.name}: {format_cell(ratio.value)} of {ratio.other}")
-        return [results[cell] for cell in wanted]
+        """Results in the order of `wanted`; systems that the file has in a cell are taken from there.
+
+        Systems of different cells run beside each other: no core waits for the last system of a cell.
+        """
+        keys, done = self._keys(), {} if self.fresh else self.finished_parts()
+        with Lab(self.num_jobs) as lab, Progress(len(wanted) * len(self.systems), "matrix") as progress:
+            progress.step(sum((cell, kind.name) in done for cell in wanted for kind in self.systems))
+            for part in self._missing_parts(lab, corners_first(wanted), done):
+                done[part.cell, part.system] = part
+                append_part(self.path, keys[part.system], part)
+                progress.step(note=self._said_of(part, done))
+        return self._whole(wanted, done)
+
+    def _missing_parts(self, lab: Lab, cells: Sequence[Cell], done: Parts) -> Iterator[Part]:
+        """What is not done: at once where it is the same to a system as what is, all else as it is found, once for
+        cells that are the same to it."""
+        alike: dict[tuple[str, Cell], list[Cell]] = {}
+        kinds = {kind.name: kind for kind in self.systems}
+        for cell in cells:
+            for kind in self.systems:
+                if (cell, kind.name) in done:
+                    continue
+                if part := same_to(kind, cell, done):
+                    yield part
+                else:
+                    alike.setdefault((kind.name, seen_by(kind, cell)), []).append(cell)
+        asked = [_Asked(own[0], kinds[name], self.timing, self.seeds) for (name, _), own in alike.items()]
+        for found in lab.as_they_come(_find, asked):
+            for cell in alike[found.system, seen_by(kinds[found.system], found.cell)]:
+                yield replace(found, cell=cell)
+
+    def _said_of(self, part: Part, done: Parts) -> str:
+        """A part for people, and its cell if that is whole now."""
+        for result in self._whole([part.cell], done):
+            ratio = against_best(result, "goodput")
+            return f"{part.cell.name}: {format_cell(ratio.value)} of {ratio.other}"
+        return f"{part.cell.name}: {part.best()}"
+
+    def _whole(self, wanted: Sequence[Cell], done: Parts) -> list[CellResult]:
+        return whole_results(wanted, self.systems, lambda kind, cell: done.get((cell, kind.name)))
 
     def finished(self, wanted: Sequence[Cell]) -> list[CellResult]:
         """Results of those cells of `wanted` that the file has whole."""
-        done = self.finished_parts()
-        return whole_results(wanted, self.systems, lambda kind, cell: done.get((cell, kind.name)))
+        return self._whole(wanted, self.finished_parts())
 
     def finished_parts(self) -> Parts:
         """All that the file has."""
@@ -58,12 +85,18 @@ class MatrixRuns:
     def _keys(self) -> dict[str, str]:
         return {kind.name: key_of(self.timing, self.seeds, kind, self.profile) for kind in self.systems}
 
-    def _missing_parts(self, lab: Lab, cell: Cell, done: Parts) -> list[Part]:
-        """The parts of a cell that are not done: from cells that are the same to a system, or found now."""
-        missing = [kind for kind in self.systems if (cell, kind.name) not in done]
-        shared = [part for kind in missing if (part := same_to(kind, cell, done))]
-        asked = [kind for kind in missing if kind.name not in {part.system for part in shared}]
-        if not asked:
-            return shared
-        found = compare(lab, cell, asked, self.timing, self.seeds, first=_FIRST.get(cell.tpot_passes, 32))
-        return [*shared, *(Part.of(cell, bests) for bests in found.bests.values())]
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A system in a cell, on all seeds; can be sent to another process."""
+
+    cell: Cell
+    kind: Kind
+    timing: Timing
+    seeds: Sequence[int]
+
+
+def _find(asked: _Asked) -> Part:
+    cell, kind, timing, seeds = asked.cell, asked.kind, asked.timing, asked.seeds
+    tuned = find_best(Question(cell, kind, timing, seeds[0], _FIRST.get(cell.tpot_passes, 32)))
+    return Part.of(cell, [tuned, *(on_seed(cell, kind, tuned, timing, seed) for seed in seeds[1:])])

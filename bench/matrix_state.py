@@ -112,11 +112,15 @@ def whole_results(
     return [CellResult.of(own) for own in parts if len(own) == len(systems)]
 
 
+def seen_by(kind: Kind, cell: Cell) -> Cell:
+    """The cell without what makes no difference to a system: equal for cells that are the same to it."""
+    return replace(cell, **{name: "any" for name in ("speeds", "draft") if name not in kind.sees})
+
+
 def same_to(kind: Kind, cell: Cell, parts: Parts) -> Part | None:
     """What is finished of a system in a cell that differs from `cell` in nothing that the system sees, if anything."""
-    unseen = {name: getattr(cell, name) for name in ("speeds", "draft") if name not in kind.sees}
     for (other, name), part in reversed(parts.items()):
-        if name == kind.name and replace(other, **unseen) == cell:
+        if name == kind.name and seen_by(kind, other) == seen_by(kind, cell):
             return replace(part, cell=cell)
     return None
 

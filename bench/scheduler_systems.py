@@ -7,8 +7,8 @@ then all chunk sizes with the best of these. The best goodput of arrivals wins, 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -125,6 +125,14 @@ class Lab:
                 result.append(answer)
                 progress.step(note=note(answer))
         return result
+
+    def as_they_come(self, ask: Callable[[Any], T], questions: Sequence[Any]) -> Iterator[T]:
+        """The answers in the order in which they are ready; the questions are begun in theirs."""
+        if self._pool is None:
+            yield from map(ask, questions)
+            return
+        for answered in as_completed([self._pool.submit(ask, question) for question in questions]):
+            yield answered.result()
 
     def means(self, label: str, scenarios: Sequence[Scenario], num_seeds: int) -> list[Figures]:
         """Figures of each scenario, each the mean over the same seeds."""

@@ -33,7 +33,7 @@ def never(*_: object, **__: object) -> None:
 @pytest.fixture
 def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """No command begins a run."""
-    names = ("capacity.compare", "goodput.compare", "matrix_run.compare", "planner.solve", "simulator_speed.measure",
+    names = ("capacity.compare", "goodput.compare", "matrix_run.find_best", "planner.solve", "simulator_speed.measure",
              "load.run_on_own_server", "validate.run_on_own_server", "validate.simulate_logged")  # fmt: skip
     for name in names:
         monkeypatch.setattr(f"bench.{name}", never)
