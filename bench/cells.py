@@ -91,7 +91,7 @@ class Timing:
 
     @property
     def looks_around(self) -> bool:
-        """Whether a search looks beside the hill that it climbs: not in runs so short that hills are noise."""
+        """Whether a search looks beside the hill that it climbs: not in runs that only show that all works."""
         return self.suits
 
     def suited_to(self, session_s: float) -> Timing:

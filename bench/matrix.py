@@ -9,9 +9,9 @@ cells_lost_*                      cells below 0.97, with the ratio and the best 
 *_vs_SYSTEM_gm                    geometric mean over the `_gm_cells` cells in which that system has anything; 0 if WISP
                                   has nothing in one of them; against WISP as published also by the speed of devices
 
-tpot is in unloaded passes: one class per cell. Without `--full`: 12 cells, few settings of each system, one seed. A
-system in a finished cell is a JSON line in `--state`; with the same file a stopped run goes on. The corners of the
-matrix come first, its middle last; `--finished` tells what there is so far.
+tpot is in unloaded passes: one class per cell. Without `--full`: 12 cells, few settings of each system, one seed. Each
+system of a cell is a JSON line in `--state` once it is found; with the same file a stopped run goes on. The corners of
+the matrix come first, its middle last; `--finished` tells what there is so far, of cells with all their systems.
 
 A peak with one seed holds to some 3 %. `--recheck N` runs every cell below 0.97 on N seeds, all systems with what was
 best on the first, and their means stand for the cell: `cells_rechecked` has both, `cells_to_recheck` counts lost cells

@@ -1,4 +1,7 @@
-"""What only a CUDA device can show: real graphs give the logits, the choices and the KV of launched kernels."""
+"""What only a CUDA device can show: real graphs give the logits, the choices and the KV of launched kernels.
+
+Where there is none, `test_pass_graphs.py` has the same mechanism with graphs that note operations.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-from tests.test_torch_verifier import SAMPLED, folder, model_dirs, random_tokens  # noqa: F401
+from tests.test_pass_graphs import items_of
+from tests.test_torch_verifier import folder, model_dirs  # noqa: F401
 from triton_models.cuda_recorder import CudaRecorder
 from triton_models.pass_graphs import SIZES
 from triton_models.target_model import forward, load_target
 from triton_models.torch_verifier import TorchVerifier
 from wisp_plugin.config import VerifierConfig
 from wisp_plugin.kv_blocks import BlockPool
-from wisp_plugin.messages import PassItem
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -36,13 +39,6 @@ def verifier_on_cuda(folder: Path, compile_choice: str) -> TorchVerifier:  # noq
     return TorchVerifier(target, BlockPool(256, 4))
 
 
-def items_of(shapes: list[tuple[str, int, int, int]]) -> list[PassItem]:
-    return [
-        PassItem(session, random_tokens(ord(session), cached + new), cached, drafts, SAMPLED)
-        for session, cached, new, drafts in shapes
-    ]
-
-
 def test_recorded_passes_give_the_logits_choices_and_kv_of_launched_kernels(folder: Path) -> None:  # noqa: F811
     graphed, plain = verifier_on_cuda(folder, "graphs"), verifier_on_cuda(folder, "never")
     assert graphed._target.graphs.sizes == SIZES
@@ -55,8 +51,9 @@ def test_recorded_passes_give_the_logits_choices_and_kv_of_launched_kernels(fold
         for item in items:
             for verifier in (graphed, plain):
                 verifier.pool.truncate(item.session, item.num_cached + item.num_new_tokens - item.num_draft_tokens)
-    for ours, theirs in zip(graphed.cache.keys, plain.cache.keys, strict=True):  # padded rows have written nothing
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+    for kind in ("keys", "values"):  # of all slots: padded rows have written nothing
+        for ours, theirs in zip(getattr(graphed.cache, kind), getattr(plain.cache, kind), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
     graphed.cache.check_integrity()
 
 
@@ -74,6 +71,7 @@ def test_a_replay_repeats_itself_bit_for_bit_in_another_thread(folder: Path) -> 
     thread = threading.Thread(target=run)
     thread.start()
     thread.join(60)
+    assert len(found) == 2
     run()
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])

@@ -116,8 +116,7 @@ class DraftBuffer:
     def _extend(self, draft: Draft, num_committed: int) -> None:
         num_late = min(max(0, num_committed - draft.start), len(draft.tokens))
         self.counts.late += num_late
-        committed = self._tokens[draft.start : draft.start + num_late]
-        if num_late and count_accepted(draft.tokens[:num_late], committed) < num_late:
+        if num_late and count_accepted(draft.tokens[:num_late], self._tokens[draft.start : num_committed]) < num_late:
             self.counts.stale += len(draft.tokens) - num_late
             self.drop()
             return
