@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wisp_plugin.config import EngineConfig, VerifierConfig, check_slo_class, from_mapping, parse_slo_classes
+from wisp_plugin.controller import MAX_AHEAD
 from wisp_plugin.edge_session import ACK_TOKENS
 from wisp_plugin.errors import ConfigError
 from wisp_plugin.messages import Slo
+from wisp_plugin.prompt_lookup import MAX_DRAFT_TOKENS
 
 
 @pytest.mark.parametrize("kind", [VerifierConfig, EngineConfig])
@@ -43,7 +45,7 @@ BAD: list[tuple[type[Any], dict[str, Any], tuple[str, ...]]] = [
     (EngineConfig, {"max_sessions": 0}, ("'max_sessions' is 0", "1 to")),
     (EngineConfig, {"max_pass_tokens": -1}, ("'max_pass_tokens' is -1", "1 to")),
     (EngineConfig, {"max_pass_sessions": 0}, ("'max_pass_sessions' is 0", "1 to")),
-    (EngineConfig, {"max_draft_ahead": 0}, ("'max_draft_ahead' is 0", "1 to")),
+    (EngineConfig, {"max_draft_ahead": 63}, ("'max_draft_ahead' is 63", "64 to 4096")),
     (EngineConfig, {"max_queued_messages": 0}, ("'max_queued_messages' is 0", "1 to")),
     (EngineConfig, {"max_unacked_tokens": 127}, ("'max_unacked_tokens' is 127", "128 to")),
     (EngineConfig, {"linger_s": "nan"}, ("'linger_s' is nan", "0.001 to")),
@@ -96,6 +98,13 @@ def test_a_thin_client_acknowledges_before_it_is_paused() -> None:
     with pytest.raises(ConfigError):
         EngineConfig(max_unacked_tokens=2 * ACK_TOKENS - 1)
     EngineConfig(max_unacked_tokens=2 * ACK_TOKENS)
+
+
+def test_a_server_allows_what_our_devices_draft() -> None:
+    with pytest.raises(ConfigError):
+        EngineConfig(max_draft_ahead=MAX_AHEAD - 1)
+    EngineConfig(max_draft_ahead=MAX_AHEAD)
+    assert MAX_DRAFT_TOKENS <= MAX_AHEAD
 
 
 # -- SLO classes ------------------------------------------------------------------------------------------------

@@ -77,12 +77,25 @@ def test_the_engine_does_not_wait_and_the_order_stays() -> None:
     assert reply.threads == {"wisp-replies"}
 
 
+def test_answers_to_one_session_stay_in_order_over_its_requests() -> None:
+    """An open that is refused, and the draft behind it: the error must not come before its reason."""
+    engine, sender = RecordingEngine(), ReplySender()
+    front, reply = SendingEngine(engine, sender), SlowReply()  # type: ignore[arg-type]
+    for _ in range(20):
+        front.submit(Close("x"), reply)
+    for i, later in enumerate(engine.replies):
+        later.fail(str(i))
+    reply.may_go.set()
+    sender.close()
+    assert reply.said == [str(i) for i in range(20)]
+
+
 def test_a_client_that_is_not_reached_has_left() -> None:
     lost, other = SlowReply(is_lost=True), SlowReply()
     lost.may_go.set()
     other.may_go.set()
     sender = ReplySender()
-    to_lost, to_other = sender.wrap(lost), sender.wrap(other)
+    to_lost, to_other = sender.wrap(lost, "x"), sender.wrap(other, "x")
     to_lost.send(make_commit(0, 1))
     to_other.fail("one line")
     sender.close()

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.factories import ids, make_commit, make_estimator
 from tests.fakes import VOCAB_SIZE, FakeVerifier, target_alone
 from tests.pb_fakes import FakeFamily, FakeSender, install
 from tests.tiny_model import hf_folder
+from triton_models.reply_sender import ReplySender
 from triton_models.watcher import Watcher
 from wisp_plugin.config import SETTINGS_VARIABLE, EngineConfig
 from wisp_plugin.errors import ConfigError
@@ -195,6 +197,29 @@ def test_an_engine_that_fails_answers_everybody_in_one_line(adapter: Any) -> Non
     answers = adapter.answer_batch(engine, [FakeRequest(1, 2), FakeRequest(-1), FakeRequest(3)], limits)
     line = "unavailable: the verifier has failed: RuntimeError: no memory at all"
     assert [error for _, error in answers] == [(line, "unavailable")] * 3
+
+
+@pytest.mark.parametrize("allows_unloading", [True, False])
+def test_a_failed_engine_is_withdrawn_behind_its_last_answers(
+    adapter: Any, monkeypatch: pytest.MonkeyPatch, allows_unloading: bool
+) -> None:
+    from triton_models import verifier_model
+
+    said: list[str] = []
+
+    def unload(model_name: str) -> None:
+        said.append(f"unload {model_name}")
+        if not allows_unloading:
+            raise RuntimeError("explicit model control is off")
+
+    monkeypatch.setattr(adapter, "unload", unload)
+    monkeypatch.setattr(os, "_exit", lambda code: said.append(f"exit {code}"))
+    sender = ReplySender()
+    reply = types.SimpleNamespace(fail=lambda line: (time.sleep(0.1), said.append(line)))
+    sender.wrap(reply, "x").fail("unavailable: the verifier has failed")  # type: ignore[arg-type]
+    verifier_model._leave("wisp_verifier", sender)
+    ended = [] if allows_unloading else ["exit 1"]
+    assert said == ["unavailable: the verifier has failed", "unload wisp_verifier", *ended]
 
 
 def test_a_target_from_the_hub_brings_its_tokenizer(tmp_path: Path) -> None:

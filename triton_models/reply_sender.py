@@ -2,7 +2,7 @@
 
 To hand a response to tritonserver takes a round trip to its process, 0.1 to 1 ms: with a hundred sessions in a pass
 as long as a short pass. On a device of its own the target computes meanwhile, so the engine only queues answers, and
-some threads send them, those of one request in their order. They begin when the next pass has begun: before, they
+some threads send them, those of one session in their order. They begin when the next pass has begun: before, they
 would only take the interpreter from the planning of that pass. With nothing to run they leave at once. Most of a
 round trip is waiting, so several at once are faster. Where the target computes on the cores that the sending needs,
 nothing is gained by all this.
@@ -11,10 +11,10 @@ nothing is gained by all this.
 from __future__ import annotations
 
 import functools
-import itertools
 import queue
 import threading
 import time
+import zlib
 from collections.abc import Callable, Sequence
 
 from wisp_plugin.answers import deliver
@@ -75,11 +75,11 @@ class ReplySender:
     def __init__(self, num_threads: int = NUM_THREADS) -> None:
         self._in_pass = threading.Event()
         self._lines = [_Line(self._in_pass) for _ in range(num_threads)]
-        self._turns = itertools.cycle(self._lines)
 
-    def wrap(self, reply: Reply) -> Reply:
-        """The same reply, answered later."""
-        return _LaterReply(reply, next(self._turns).put)
+    def wrap(self, reply: Reply, session: str) -> Reply:
+        """The same reply, answered later, in a row with all others of its session: a draft that is refused because its
+        session was does not overtake the reason."""
+        return _LaterReply(reply, self._lines[zlib.crc32(session.encode()) % len(self._lines)].put)
 
     def watch(self, verifier: Verifier) -> Verifier:
         """The same verifier, whose passes are noticed."""
@@ -106,7 +106,7 @@ class SendingEngine:
 
     def submit(self, message: Open | Draft | Close, reply: Reply) -> None:
         """See `Engine.submit`."""
-        self._engine.submit(message, self._sender.wrap(reply))
+        self._engine.submit(message, self._sender.wrap(reply, message.session))
 
 
 class _WatchedVerifier:

@@ -107,7 +107,7 @@ def _leave(model_name: str, sender: ReplySender | None) -> None:
     A server without explicit model control does not allow that; ending this process at least fails what comes.
     """
     if sender is not None:
-        sender.flush()
+        sender.close()
     try:
         pb_adapter.unload(model_name)
     except Exception:

@@ -83,8 +83,10 @@ class EngineConfig:
     trace_file: str = ""  # one JSON line per pass goes there; empty: no trace
 
     def __post_init__(self) -> None:
-        for name in ("max_sessions", "max_pass_tokens", "max_pass_sessions", "max_draft_ahead", "max_queued_messages"):
+        for name in ("max_sessions", "max_pass_tokens", "max_pass_sessions", "max_queued_messages"):
             _check_range(name, getattr(self, name), 1, 1 << 24)
+        # Our devices draft up to 64 tokens ahead (controller.MAX_AHEAD), whatever the server allows.
+        _check_range("max_draft_ahead", self.max_draft_ahead, 64, 4096)
         _check_range("max_server_drafts", self.max_server_drafts, 1, 64)
         # A client that drafts nothing acknowledges every 64 tokens (edge_session.ACK_TOKENS): leave it twice that.
         _check_range("max_unacked_tokens", self.max_unacked_tokens, 128, 1 << 24)
