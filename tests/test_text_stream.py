@@ -48,9 +48,27 @@ def test_bytes_that_are_no_text_are_not_held_for_ever() -> None:
 
     stream = TextStream(counting)
     stream.push(b"\x80" * 5000 + "é".encode())
-    assert max(num_decoded) <= MAX_HELD_TOKENS
+    assert max(num_decoded) <= MAX_HELD_TOKENS + 1
     assert len(stream.text) > 4900
     assert stream.text.endswith("é")
+
+
+def test_tokens_without_text_are_not_held_for_ever() -> None:
+    num_decoded = []
+
+    def special(ids: Sequence[int]) -> str:
+        num_decoded.append(len(ids))
+        return decode([i for i in ids if i < 256])
+
+    stream = TextStream(special)
+    assert "".join(stream.push([97, *[300] * 5000, *"é".encode()])) == "aé"
+    assert max(num_decoded) <= MAX_HELD_TOKENS + 2
+
+
+def test_a_long_context_takes_nothing_from_what_is_held() -> None:
+    context = b"x" * MAX_HELD_TOKENS
+    stream = TextStream(decode, context=context)
+    assert stream.push("🙂".encode()) == ["", "", "", "🙂"]
 
 
 def test_a_possible_stop_string_is_held_until_it_is_settled() -> None:

@@ -24,13 +24,15 @@ class Detokenizer:
     """Decodes a growing list of tokens; gives text once it is complete.
 
     A character whose bytes are spread over tokens is held back until its last byte is there. The pieces together are
-    what `decode` gives for all tokens, unless `MAX_HELD_TOKENS` in a row are no text: they are given as they are.
+    what `decode` gives for all tokens, unless `MAX_HELD_TOKENS` in a row are no text: they are given as they are, and
+    dropped if they are nothing (special tokens).
     `context`: tokens before the first one, where the decoder's treatment of a space depends on them (SentencePiece).
     """
 
     def __init__(self, decode: Decode, context: TokenIds = ()) -> None:
         self._decode_ids = decode
         self._ids = [int(i) for i in context]  # from the last piece given on; older ones are dropped
+        self._num_given = len(self._ids)
         self._given = self._decode()  # the part of their text that was given already
 
     def push(self, ids: TokenIds) -> str:
@@ -38,11 +40,16 @@ class Detokenizer:
         start = len(self._ids)
         self._ids.extend(int(i) for i in ids)
         text = self._decode()
-        is_incomplete = text.endswith(_REPLACEMENT) and len(self._ids) < MAX_HELD_TOKENS
-        if len(text) <= len(self._given) or is_incomplete:
+        are_enough = len(self._ids) - self._num_given >= MAX_HELD_TOKENS
+        if len(text) <= len(self._given):
+            if are_enough:
+                del self._ids[self._num_given :]
+            return ""
+        if text.endswith(_REPLACEMENT) and not are_enough:
             return ""
         new = text[len(self._given) :]
         self._ids = self._ids[start:]
+        self._num_given = len(self._ids)
         self._given = self._decode()
         return new
 
