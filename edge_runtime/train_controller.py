@@ -34,10 +34,13 @@ _REPORT_S = 2.0
 def train(
     traces: Sequence[DraftTrace], false_alarm_cost: float, epochs: int, seed: int, report: Report
 ) -> tuple[AcceptanceModel, dict[str, float]]:
-    """The model, and its figures on held-out texts (`held_out_figures`). Raises ModelError if there is too little."""
+    """The model, and its figures on held-out texts (`held_out_figures`). Raises ModelError if there is too little, or
+    nothing to tell apart."""
     texts = [text for trace in traces for text in trace.texts if len(text.drafted)]
     fitted, checked = split_by_prompt(texts, seed)
     base = float(np.mean(np.concatenate([text.agrees for text in texts])))
+    if base in (0.0, 1.0):
+        raise ModelError(f"all draft tokens of the traces were {'accepted' if base else 'rejected'}: nothing to learn")
     counts = TokenCounts.of(fitted, 1 + max(int(text.drafted.max()) for text in texts))
     rates = counts.rates(base)
     held_out = Samples.of(checked, base, rates, seed + 1)

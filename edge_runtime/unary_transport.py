@@ -6,6 +6,7 @@ server has forgotten (it restarted, or had to make room) is sent again from here
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -114,12 +115,14 @@ class UnaryTransport:
         except (triton.InferenceServerException, ValueError) as error:  # ValueError: the channel is closed
             raise TransportError(f"the connection to {self._server} is lost: {one_line(error)}") from None
 
-    def _slo_ms(self, here: _Connection) -> float:
-        """Time until the session's next token is due (DESIGN.md section 2); the way to the server is not in it."""
+    def _slo_ms(self, here: _Connection) -> float | None:
+        """Time until the session's next token is due (DESIGN.md section 2); the way to the server is not in it. None if
+        only the server knows (`named_slo`)."""
         slo, num_generated = here.opened.slo, len(here.tokens) - here.opened.prompt_len
         assert self._started is not None, "an open comes first"
         late_ms = 1e3 * (self._clock() - self._started[1])
-        return max(slo.ttft_ms + num_generated * slo.tpot_ms - late_ms, LEAST_SLO_MS)
+        due_ms = slo.ttft_ms + (num_generated * slo.tpot_ms if num_generated else 0.0)
+        return max(due_ms - late_ms, LEAST_SLO_MS) if math.isfinite(due_ms) else None
 
     def _on_answer(
         self, here: _Connection, request: VerifyRequest, result: triton.InferResult | None, error: Exception | None

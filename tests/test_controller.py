@@ -89,9 +89,6 @@ def test_a_rollback_empties_the_chain(found_wrong: bool, is_kept: bool) -> None:
         controller.on_drafted(7, SURE)
     controller.on_commit(1, found_wrong, is_kept)
     assert controller.survival() == []
-    controller.on_drafted(7, SURE)
-    controller.drop()
-    assert controller.survival() == []
 
 
 def test_a_rule_hears_of_what_a_commit_settled_and_not_of_what_is_still_open() -> None:

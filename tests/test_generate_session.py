@@ -183,6 +183,7 @@ def test_a_chat_goes_through_the_template(tokenizer: TextTokenizer) -> None:
 FAILURES: dict[str, tuple[Any, str, bool]] = {
     "refused": (RequestRefused("'top_k' is 5"), "'top_k' is 5", False),
     "not there": (TransportError("unavailable: x"), "unavailable: x", True),
+    "silent": (TransportError("no commit for 60 s"), "unavailable: no commit for 60 s", True),
     "defect": (ZeroDivisionError("a\nb"), "unavailable: wisp_generate has failed: ZeroDivisionError: a b", True),
     "shutting down": (make_commit(1, status=Status.CLOSED), "the server is shutting down", True),
     "conflict": (make_commit(1, status=Status.CONFLICT), "ended the session: conflict", True),
@@ -204,6 +205,18 @@ def test_failures_are_one_line(tokenizer: TextTokenizer, entry: Any, message: st
 def test_an_empty_prompt_is_refused(tokenizer: TextTokenizer) -> None:
     reply, calls = run(tokenizer, make_request(""))
     assert reply.end == Failure("tensor 'text_input' is empty; a prompt needs at least one token", False)
+    assert calls.opened == []
+
+
+def test_what_the_chat_template_refuses_is_the_fault_of_the_request(
+    tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(text: str) -> Any:
+        raise ModelError("the chat template refuses the messages")
+
+    monkeypatch.setattr(tokenizer, "encode_chat", refuse)
+    reply, calls = run(tokenizer, make_request("hi", chat=True))
+    assert reply.end == Failure("the chat template refuses the messages", False)
     assert calls.opened == []
 
 
@@ -268,6 +281,21 @@ def test_one_request_too_many_is_refused_at_once(tokenizer: TextTokenizer) -> No
     calls.feed(*commits_of(tokenizer, "x"), *commits_of(tokenizer, "x"))
     wait_until(lambda: service.num_running == 0)
     assert all(isinstance(reply.end, Ending) for reply in replies[:2])
+
+
+def test_a_thread_that_cannot_start_takes_no_place(
+    tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    service, reply = make_service(tokenizer, FakeCalls()), FakeReply()
+    with monkeypatch.context() as context:
+        context.setattr(threading.Thread, "start", cannot)
+        service.submit(make_request(), reply)
+    assert reply.end == Failure("unavailable: no thread can be started: can't start new thread", True)
+    assert service.num_running == 0
+    service.stop(LIMIT_S)
 
 
 def test_a_service_that_stops_lets_sessions_end(tokenizer: TextTokenizer) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.factories import GARBAGE, SESSION, give_pass, ids, make_draft, make_session
+from tests.factories import GARBAGE, SESSION, give_pass, ids, make_draft, make_open, make_session
 from tests.fakes import target_alone, target_token
 from wisp_plugin.errors import InvalidRequest
 from wisp_plugin.messages import Draft, Mode, Origin, PassItem, PassOutcome, Sampling, Status, Timing
@@ -201,3 +201,19 @@ def test_resumption_forgets_drafts_on_their_way() -> None:
     session.on_draft(told(50_000, 4, 5, 6), 1.2)
     session.resume(session.opened, 2.0)
     assert (session.next_draft_s, session.num_buffered, session.ready_since_s) == (math.inf, 0, 2.0)
+
+
+def test_resumption_tells_log_probabilities_where_all_are_known() -> None:
+    """As asked for (DESIGN.md section 6); not of tokens that another client has brought."""
+    session = make_session(prompt=(1, 2), max_new_tokens=8, logprobs=True)
+    outcome = PassOutcome(session.id, ids(7), np.array([-1.5], np.float32))
+    session.commit(session.pass_item(2, 0), outcome, Timing(), 1.0)
+    told_again = session.resume(session.opened, 2.0)
+    assert told_again is not None
+    assert told_again.logprobs is not None
+    assert told_again.logprobs.tolist() == [-1.5]
+    session.resume(make_open(prompt=(1, 2), max_new_tokens=8, logprobs=True, tokens=ids(1, 2, 7, 8)), 3.0)
+    both = session.resume(session.opened, 4.0)
+    assert both is not None
+    assert both.tokens.tolist() == [7, 8]
+    assert both.logprobs is None

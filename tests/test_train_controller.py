@@ -56,6 +56,12 @@ def test_texts_behind_few_prompts_are_too_few() -> None:
         split_by_prompt(texts, 0)
 
 
+def test_a_perfect_draft_teaches_nothing() -> None:
+    perfect = [replace(text, drafted=text.generated.copy()) for text in GREEDY.texts]
+    with pytest.raises(ModelError, match="all draft tokens of the traces were accepted: nothing to learn"):
+        train_controller.train([replace(GREEDY, texts=perfect)], 1.0, 1, 0, lambda line: None)
+
+
 # -- the command ------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Callable
 from typing import Any
@@ -19,11 +20,12 @@ from wisp_plugin.config import EngineConfig
 from wisp_plugin.controller import SpeculationController
 from wisp_plugin.edge_session import EdgeSession
 from wisp_plugin.errors import InvalidRequest, RequestRefused, TransportError
-from wisp_plugin.messages import Close, Mode, Open, Sampling, Status, Tokens
+from wisp_plugin.messages import Close, Mode, Open, Sampling, Slo, Status, Tokens
 from wisp_plugin.stop_rules import Fixed
 from wisp_plugin.unary_engine import UnaryEngine
 from wisp_plugin.unary_wire import VerifyAnswer, VerifyRequest, decode_verify, encode_answer
 from wisp_plugin.wire import WireLimits
+from wisp_plugin.wire_values import named_slo
 
 OPENED = make_open(max_new_tokens=12, mode=Mode.SYNC)
 LIMITS = WireLimits(VOCAB_SIZE, 64, max_draft_ahead=16)
@@ -42,6 +44,7 @@ class FakeTriton:
     def __init__(self) -> None:
         self.requests: list[VerifyRequest] = []
         self.limits_s: list[float] = []
+        self.slos_ms: list[float | None] = []
         self.failures: dict[int, Exception | VerifyAnswer | None] = {}  # by number of the request; None: no answer
         self.is_ready = True
         self.num_closed = 0
@@ -57,6 +60,8 @@ class FakeTriton:
     ) -> None:
         assert model == unary_transport.UNARY_MODEL
         self.limits_s.append(options["client_timeout"])
+        slo_ms = parameters.get("wisp_slo_ms")
+        self.slos_ms.append(None if slo_ms is None else float(slo_ms))
         tensors = {name: array for name, array in inputs}
         number, request = len(self.requests), decode_verify(parameters, tensors, LIMITS)
         self.requests.append(request)
@@ -185,6 +190,21 @@ def test_a_long_prompt_gets_its_time_within_bounds(num_tokens: int, limit_s: flo
     tokens = np.zeros(num_tokens, np.int32)
     assert answer_limit_s(VerifyRequest(SESSION, 0, tokens)) == pytest.approx(limit_s)
     assert answer_limit_s(VerifyRequest(SESSION, 7, tokens)) == 30.0
+
+
+@pytest.mark.parametrize(
+    ("slo", "is_told_first", "is_told_later"),
+    [(Slo(1e6, 1e5), True, True), (Slo(1e6, math.inf), True, False), (Slo(math.inf, 1e5), False, False),
+     (named_slo(), False, False)],
+)  # fmt: skip
+def test_the_batching_strategy_is_told_what_the_client_knows(
+    fake: FakeTriton, slo: Slo, is_told_first: bool, is_told_later: bool
+) -> None:
+    run(make_open(max_new_tokens=12, mode=Mode.SYNC, slo=slo))
+    first, *later = fake.slos_ms
+    assert [first is not None, *(told is not None for told in later)] == [is_told_first, *[is_told_later] * len(later)]
+    assert all(0 < told < 1e6 + 12 * 1e5 for told in fake.slos_ms if told is not None)
+    assert later
 
 
 def test_what_is_refused_is_not_repeated(fake: FakeTriton) -> None:

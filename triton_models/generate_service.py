@@ -34,11 +34,13 @@ class GenerateService:
         with self._lock:
             refusal = self._refusal()
             if refusal is None:
-                self._running[thread] = session
+                try:
+                    thread.start()
+                    self._running[thread] = session
+                except RuntimeError as error:  # no more of them
+                    refusal = f"no thread can be started: {error}"
         if refusal is not None:
             reply.fail(Failure(f"{UNAVAILABLE}{refusal}", is_ours=True))
-            return
-        thread.start()
 
     @property
     def num_running(self) -> int:

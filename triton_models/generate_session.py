@@ -10,7 +10,7 @@ from typing import Protocol
 
 from triton_models.generate_request import GenerateRequest
 from triton_models.text_tokenizer import TextTokenizer
-from wisp_plugin.errors import InvalidRequest, RequestRefused, WispError
+from wisp_plugin.errors import InvalidRequest, ModelError, RequestRefused, WispError
 from wisp_plugin.messages import PROTOCOL_VERSION, Commit, Status, Tokens
 from wisp_plugin.text_stream import TextStream
 from wisp_plugin.wire import UNAVAILABLE, new_session_id
@@ -97,10 +97,10 @@ class GenerateSession:
         """Serve the request to its end. Raises nothing: whatever happens is the answer."""
         try:
             self._serve(self._open())
-        except (InvalidRequest, RequestRefused) as error:
+        except (InvalidRequest, ModelError, RequestRefused) as error:  # ModelError: the chat template refuses it
             self._fail(str(error), is_ours=False)
         except WispError as error:
-            self._fail(str(error), is_ours=True)
+            self._fail(str(error) if str(error).startswith(UNAVAILABLE) else f"{UNAVAILABLE}{error}", is_ours=True)
             self._close()  # where it still runs, nobody listens
         except Exception as error:
             log.exception("wisp_generate: a session has failed")

@@ -159,12 +159,6 @@ class SpeculationController:
             self._tokens.popleft()
         self._note_chain()
 
-    def drop(self) -> None:
-        """The chain is given up unseen (the connection was lost)."""
-        self._tokens.clear()
-        self._decided = None
-        self._note_chain()
-
     def _learn(self, index: int, accepted: bool) -> None:
         self._now.learn(self._tokens[index].now, accepted)
         if index:

@@ -60,6 +60,7 @@ class ServerSession:
         self.timeline = Timeline(opened.slo, now_s)
         self._tokens = np.empty(opened.end, np.int32)
         self._origin = np.zeros(opened.end, np.uint8)
+        self._logprobs = np.full(opened.end if opened.logprobs else 0, np.nan, np.float32)  # for a client that resumes
         self.drafts = DraftBuffer(self._tokens)
         self.own_rate = AcceptanceRate()
         self.newest_own = (0, 0)
@@ -203,6 +204,8 @@ class ServerSession:
         self._append(tokens, origin)
         self._note_turn(len(tokens), now_s)
         logprobs = None if outcome.logprobs is None else outcome.logprobs[: len(tokens)]
+        if self.opened.logprobs and logprobs is not None:
+            self._logprobs[start : self.num_committed] = logprobs
         next_pass_s = max(0.0, self.turn_gap_s - timing.measured_us / 1e6)
         return Commit(self.id, start, tokens, origin, self.status, timing, logprobs, next_pass_s, price)
 
@@ -291,7 +294,12 @@ class ServerSession:
         if known == self.num_committed and not self.finished:
             return None
         missing = slice(known, self.num_committed)
-        return Commit(self.id, known, self._tokens[missing].copy(), self._origin[missing].copy(), self.status)
+        logprobs = self._logprobs[missing].copy() if self.opened.logprobs else None
+        if logprobs is not None and np.isnan(logprobs).any():  # tokens that another client brought
+            logprobs = None
+        return Commit(
+            self.id, known, self._tokens[missing].copy(), self._origin[missing].copy(), self.status, logprobs=logprobs
+        )  # fmt: skip
 
     def settle_status(self) -> None:
         """Finish at once if the tokens that the client holds already end with an EOS or at the limit."""
