@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.factories import give_pass, ids, make_draft, make_session
+from tests.factories import GARBAGE, give_pass, ids, make_draft, make_session
 from tests.fakes import VOCAB_SIZE, target_alone
-from wisp_plugin.messages import Draft
+from wisp_plugin.messages import Draft, Mode
 from wisp_plugin.server_session import ServerSession
 
 
@@ -205,3 +205,54 @@ def test_tokens_beyond_the_end_are_left_out() -> None:
     session.on_draft(told(9, 4, [1], [200]), 1.0)
     session.on_draft(told(7, 4, [1], [200]), 1.0)
     assert len(survival(session)) == 2
+
+
+# -- devices that promise too much ------------------------------------------------------------------------------
+
+
+def certain(start: int, *tokens: int) -> Draft:
+    """A message of a device that is sure of every token."""
+    return dataclasses.replace(make_draft(start, *tokens), survival=np.full(len(tokens), 255, np.uint8))
+
+
+def test_a_device_that_promises_what_never_comes_true_is_not_believed() -> None:
+    session = started(max_new_tokens=400)
+    for _ in range(8):
+        session.on_draft(certain(session.num_committed, *[GARBAGE] * 8), 1.0)
+        give_pass(session, 5)
+    session.on_draft(certain(session.num_committed, *[GARBAGE] * 8), 1.0)
+    survival = session.drafts.survival(session.num_committed)
+    assert survival[0] == pytest.approx(session.drafts.acceptance)
+    assert survival[-1] < 0.01
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.sampled_from([0.6, 0.8, 0.9, 0.97]), min_size=1, max_size=60), st.integers(0, 1000))
+def test_a_device_that_promises_what_it_can_keep_is_believed(rates: list[float], seed: int) -> None:
+    """Also with luck as it is, and where easy and hard stretches follow each other."""
+    rng, session = np.random.default_rng(seed), started(max_new_tokens=2000)
+    for rate in rates:
+        told = np.rint(255 * rate ** np.arange(1, 9)).astype(np.uint8)
+        session.on_draft(dataclasses.replace(make_draft(session.num_committed, *[7] * 8), survival=told), 1.0)
+        assert session.drafts.survival(session.num_committed)[-1] == pytest.approx(told[-1] / 255, abs=1e-5)
+        num_right = min(8, int(rng.geometric(1 - rate)) - 1)
+        give_pass(session, *[7] * num_right, 9)
+
+
+def test_of_rounds_that_hardly_ever_hold_little_is_verified() -> None:
+    session = started(max_new_tokens=4000, mode=Mode.SYNC)
+    lengths = []
+    for _ in range(40):
+        session.on_draft(make_draft(session.num_committed, *[GARBAGE] * 64), 1.0)
+        lengths.append(session.num_buffered)
+        give_pass(session, 5)
+    assert lengths[0] == 64
+    assert lengths[-1] <= 2
+    counts = session.drafts.counts
+    assert counts.received == 40 * 64 == counts.verified + counts.stale
+    for _ in range(20):  # it may come back
+        session.on_draft(make_draft(session.num_committed, *[7] * 64), 1.0)
+        give_pass(session, *[7] * session.num_buffered, 9)
+    assert session.num_buffered == 0
+    session.on_draft(make_draft(session.num_committed, *[7] * 16), 1.0)
+    assert session.num_buffered == 16

@@ -12,12 +12,15 @@ Draft tokens are kept in the session's own token array, behind the committed one
 tokens and drafts as one view.
 
 Survival of a draft token is the probability that it and all before it are right. The device may send it; without,
-it follows from the session's own acceptance so far.
+it follows from the session's own acceptance so far. A device that promises three times what comes true is not believed, and
+of a session whose drafts hardly ever hold no more is taken than might: a pass that computes garbage takes longer for
+everybody in it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +32,10 @@ from wisp_plugin.messages import Draft, Tokens
 # of the count each commit keeps.
 _PRIOR_ACCEPTED, _PRIOR_REJECTED, _MEMORY = 3.0, 1.0, 0.95
 _FADING = 0.01
+# Promised tokens and those that came true, before anything is known; below which share of them nobody is believed.
+_PRIOR_PROMISED, _LEAST_KEPT = 24.0, 0.3
+# A session with a lower acceptance than this gets a draft token verified only if it is right with that probability.
+_LEAST_ACCEPTANCE, _LEAST_SURVIVAL = 0.3, 0.01
 
 
 @dataclass(slots=True)
@@ -70,10 +77,30 @@ class AcceptanceRate:
         self._rejected = _MEMORY * self._rejected + (num_accepted < num_verified)
 
 
+class Trust:
+    """Whether the survival that a device tells of its drafts comes true."""
+
+    __slots__ = ("_kept", "_promised")
+
+    def __init__(self) -> None:
+        self._promised = self._kept = _PRIOR_PROMISED
+
+    @property
+    def holds(self) -> bool:
+        """True while enough of what was promised came true."""
+        return self._kept >= _LEAST_KEPT * self._promised
+
+    def learn(self, num_promised: float, num_accepted: int) -> None:
+        """Of verified tokens `num_promised` were to be right by what was told, and `num_accepted` were."""
+        self._promised = _MEMORY * self._promised + num_promised
+        self._kept = _MEMORY * self._kept + num_accepted
+
+
 class DraftBuffer:
     """Draft tokens in `tokens[num_committed : num_committed + num_tokens]`."""
 
-    __slots__ = ("_chain_end", "_chain_start", "_rate", "_survival", "_tokens", "counts", "num_tokens")
+    __slots__ = ("_chain_end", "_chain_start", "_is_told", "_rate", "_survival", "_tokens", "_trust", "counts",
+                 "num_tokens")  # fmt: skip
 
     def __init__(self, tokens: Tokens) -> None:
         """`tokens` is the session's array, as long as the session may become."""
@@ -83,7 +110,8 @@ class DraftBuffer:
         self._survival = np.ones(len(tokens), np.float32)  # by position, since the start of the chain
         self._chain_start = 0
         self._chain_end: int | None = None  # where the next message must continue; None: chain broken
-        self._rate = AcceptanceRate()
+        self._rate, self._trust = AcceptanceRate(), Trust()
+        self._is_told = False  # the device tells survival, whether it is believed or not
 
     @property
     def acceptance(self) -> float:
@@ -99,6 +127,17 @@ class DraftBuffer:
     def is_new(self, num_committed: int) -> bool:
         """True if no pass has committed anything of the chain yet, or there is none."""
         return self._chain_end is None or self._chain_start >= num_committed
+
+    def worth(self, draft: Draft) -> Draft:
+        """What of a round in `sync`, where all of it would be verified, is worth that: the less the fewer ever held."""
+        if self.acceptance >= _LEAST_ACCEPTANCE:
+            return draft
+        num_worth = 1 + int(math.log(_LEAST_SURVIVAL) / math.log(max(self.acceptance, 1e-9)))
+        num_cut = max(0, len(draft.tokens) - num_worth)
+        self.counts.received += num_cut
+        self.counts.stale += num_cut
+        survival = None if draft.survival is None else draft.survival[:num_worth]
+        return replace(draft, tokens=draft.tokens[:num_worth], survival=survival)
 
     def put(self, draft: Draft, num_committed: int) -> bool:
         """Take what is good of a message behind `num_committed` tokens; False if all of it is stale."""
@@ -132,7 +171,8 @@ class DraftBuffer:
 
     def _note_survival(self, draft: Draft, end: int) -> None:
         before = float(self._survival[draft.start - 1]) if draft.start > self._chain_start else 1.0
-        if draft.survival is None:
+        self._is_told = draft.survival is not None
+        if draft.survival is None or not self._trust.holds:
             steps = np.arange(1, end - draft.start + 1)
             self._survival[draft.start : end] = before * self.acceptance**steps
         else:
@@ -150,6 +190,8 @@ class DraftBuffer:
             self.counts.verified += num_verified
             self.counts.accepted += num_accepted
             self._rate.learn(num_accepted, num_verified)
+            if self._is_told:
+                self._trust.learn(float(self.survival(num_committed)[:num_verified].sum()), num_accepted)
         if self._chain_end is None:
             return
         num_shared = min(len(committed), self.num_tokens)

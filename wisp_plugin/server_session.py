@@ -136,6 +136,8 @@ class ServerSession:
             self._round_armed = True
             if self.opened.mode is Mode.SYNC:
                 self.ready_since_s = now_s
+        if self.opened.mode is Mode.SYNC:
+            draft = self.drafts.worth(draft)
         if self.drafts.put(draft, self.num_committed):
             self.newest_input_s = now_s
             self._expect_draft(draft, now_s)  # a stale message tells nothing about the chain that is to come
