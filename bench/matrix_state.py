@@ -21,7 +21,7 @@ from typing import Any
 from bench.cells import DRAFTS, MIX, Cell, Timing
 from bench.gpu_profile import DEFAULT, draft_step_on
 from bench.report import commit
-from bench.search import Best, tight_interference_ms
+from bench.search import HOW, Best, tight_interference_ms
 from bench.systems import CHUNKS, LENGTHS, Kind
 from bench.traces_folder import trace_path
 from wisp_plugin.errors import ConfigError
@@ -142,7 +142,8 @@ def key_of(timing: Timing, seeds: Sequence[int], kind: Kind, profile: str = DEFA
     costs = [asdict(base.costs), asdict(draft_step_on(profile, base.costs.norm)), base.noise_sigma, base.kv_tokens]
     world = [asdict(base.workload), costs, *map(_trace_digest, DRAFTS)]
     asked = json.dumps(
-        [asdict(timing), list(seeds), settings, parameters, world, *["rechecked"] * rechecked], sort_keys=True
+        [asdict(timing), HOW, list(seeds), settings, parameters, world, *["rechecked"] * rechecked],
+        sort_keys=True,
     )
     return hashlib.sha256(asked.encode()).hexdigest()[:12]
 

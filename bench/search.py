@@ -32,6 +32,7 @@ _GAIN = 1.003  # a step that brings less is none
 # Of the devices of the most goodput so far: where else a peak may be.
 _FAR, _FEWER, _AROUND = 2.0, 0.75, (0.7, 0.85, 1.2, 1.4)
 _FEW_DEVICES = 8  # their sessions in a run are fewer than the twenty that a share of 0.95 needs
+HOW = (ATTAINMENT, MOST_DEVICES, _GAIN, _FAR, _FEWER, *_AROUND, _FEW_DEVICES)  # all that decides beside a `Timing`
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ Draft tokens are kept in the session's own token array, behind the committed one
 tokens and drafts as one view.
 
 Survival of a draft token is the probability that it and all before it are right. The device may send it; without,
-it follows from the session's own acceptance so far. A device that promises three times what comes true is not believed, and
-of a session whose drafts hardly ever hold no more is taken than might: a pass that computes garbage takes longer for
-everybody in it.
+it follows from the session's own acceptance so far. A device that promises three times what comes true is not
+believed, and of a session whose drafts hardly ever hold no more is taken than might: a pass that computes garbage takes
+longer for everybody in it.
 """
 
 from __future__ import annotations
