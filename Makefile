@@ -108,7 +108,7 @@ sensitivity_ARGS := --few --seeds 1 --sensitivity --systems centralized sled
 results: setup ## the benchmarks behind the README's table of parts (five hours on two cores); writes the table
 	@$(foreach name,$(RESULTS),printf '\n== wisp-bench $(name)\n' >&2; \
 	  $(BIN)/wisp-bench $(or $($(name)_COMMAND),$(name)) $($(name)_ARGS) > $(VENV)/result || echo "wisp-bench $(name): exit code $$?" >&2; \
-	  cat $(VENV)/result; tail -n 1 $(VENV)/result > bench/results/$(name).json;)
+	  cat $(VENV)/result; $(BIN)/wisp-bench results --keep $(name) $(VENV)/result;)
 	$(BIN)/wisp-bench results
 
 clean: interpreted ## remove the virtual environment and caches; models in $WISP_HOME stay

@@ -9,7 +9,8 @@ import argparse
 import importlib.util
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from bench.workload import Workload
@@ -53,6 +54,7 @@ def number(low: float, high: float = math.inf, above: bool = False) -> Callable[
 
 
 positive_int, not_negative_int = whole_number(1), whole_number(0)
+num_seeds, num_processes = whole_number(1, 1000), whole_number(1, 1024)
 positive_float, not_negative_float, share = number(0.0, above=True), number(0.0), number(0.0, 1.0)
 
 
@@ -76,6 +78,19 @@ def make_report_folder(folder: Path | None) -> None:
         raise ConfigError(f"--report {folder}: nothing can be written there; a folder that can be written to is needed")
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError("--report needs the package 'matplotlib'; install the extra 'bench'")
+
+
+@contextmanager
+def report_in(folder: Path) -> Iterator[None]:
+    """Around the writing of a report, behind the document: what a run of hours has found is not lost by a full disk.
+
+    Raises:
+        ConfigError: something could not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"--report {folder}: the report cannot be written: {error}") from None
 
 
 def check_appendable(option: str, path: Path) -> None:

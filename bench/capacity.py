@@ -17,7 +17,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from bench.arguments import make_report_folder
+from bench.arguments import make_report_folder, report_in
 from bench.cells import Cell, Timing
 from bench.comparison import SUMMARY_COLUMNS, Comparison, compare, ratio_figures, summary_rows
 from bench.comparison_command import add_common, asked, assumptions, means_of, page_of, systems_figures
@@ -46,10 +46,11 @@ def main(args: argparse.Namespace) -> int:
         print_table("Co-located speculation, measured and analytic", CHECK_COLUMNS, rows_of(checked))
     figures: dict[str, Any] = {**means_of(comparison, "capacity", timing)}
     figures |= ratio_figures(comparison, "capacity")
-    if args.report:
-        _write(args.report, comparison, checked, timing, seeds)
     finish("capacity", {**figures, "colocated_check": checked, "systems": systems_figures(comparison)},
            {**vars(args), "cell": cell.as_dict()}, args.seed)  # fmt: skip
+    if args.report:
+        with report_in(args.report):
+            _write(args.report, comparison, checked, timing, seeds)
     return 0
 
 

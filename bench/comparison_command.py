@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.arguments import not_negative_int, positive_int
+from bench.arguments import not_negative_int, num_processes, num_seeds, positive_int
 from bench.cells import DRAFTS, MEDIUM, MIX, QUICK, Cell, Timing
 from bench.comparison import PUBLISHED, SUMMARY_COLUMNS, Comparison, chosen_kinds, ratio_figures, summary_rows
 from bench.gpu_profile import DEFAULT, NORMS, draft_step_on, find_profile, is_derived, kv_tokens
@@ -27,13 +27,13 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--draft", choices=DRAFTS, default=MIX.draft, help=f"traces: acceptance and draft features [{MIX.draft}]")
     add("--profile", default=DEFAULT, metavar="P", help=f"of bench/profiles, or a file [{DEFAULT}]")
-    add("--seeds", type=positive_int, default=5, metavar="N", help="runs of everything with other sessions [5]")
+    add("--seeds", type=num_seeds, default=5, metavar="N", help="runs of everything with other sessions [5]")
     add("--seed", type=not_negative_int, default=0, help="the first of them [0]")
     add("--systems", nargs="+", choices=list(SYSTEMS), default=[*BASELINES, *(k.name for k in ABLATIONS)],
         metavar="NAME", help=f"of {', '.join(SYSTEMS)}; wisp is always among them [all]")  # fmt: skip
     add("--few", action="store_true", help="few settings of each system; capacities to 6 %% in place of 3")
     add("--quick", action="store_true", help="still shorter, with one seed: shows that it works")
-    add("--jobs", type=positive_int, default=num_cores(), metavar="N", help="processes [the cores]")
+    add("--jobs", type=num_processes, default=num_cores(), metavar="N", help="processes [the cores]")
     add("--together", type=positive_int, default=0, metavar="N",
         help="settings of a system that one process sweeps; few suit many cores [all]")  # fmt: skip
     add("--report", type=Path, metavar="DIR", help="write PNG plots and one HTML page there")

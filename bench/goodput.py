@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.arguments import make_report_folder
+from bench.arguments import make_report_folder, report_in
 from bench.cells import Cell, Timing
 from bench.comparison import SUMMARY_COLUMNS, Comparison, compare, ratio_figures, summary_rows
 from bench.comparison_command import add_common, asked, assumptions, lists, means_of, page_of, systems_figures
@@ -55,12 +55,13 @@ def main(args: argparse.Namespace) -> int:
         print_table("Other assumptions, first seed", SENSITIVITY_COLUMNS, table_rows(others))
     figures: dict[str, Any] = {**means_of(comparison, "goodput", timing)}
     figures |= ratio_figures(comparison, "goodput") | ratio_figures(comparison, "capacity")
-    if args.report:
-        _write(args.report, comparison, lines, others, timing, seeds)
     points = {name: [[n, *(round(f[k], 4) for k in _SHOWN)] for n, f in line.items()] for name, line in lines.items()}
     finish("goodput", {**figures, "curve_columns": ["devices", *_SHOWN], "curves": points,
                        "sensitivity": others, "systems": systems_figures(comparison)},
            {**vars(args), "cell": cell.as_dict()}, args.seed)  # fmt: skip
+    if args.report:
+        with report_in(args.report):
+            _write(args.report, comparison, lines, others, timing, seeds)
     return 0
 
 

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import get_context
 
 import numpy as np
@@ -55,7 +55,6 @@ class LiveRun:
     accepted: int
     client_cpu_s: float
     elapsed_s: float
-    cpu_by_process: list[float] = field(default_factory=list)
 
 
 def run_load(url: str, scenario: Scenario, num_processes: int = 1) -> LiveRun:

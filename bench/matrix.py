@@ -28,7 +28,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.arguments import check_appendable, make_report_folder, not_negative_int, positive_int
+from bench.arguments import (
+    check_appendable,
+    make_report_folder,
+    not_negative_int,
+    num_processes,
+    num_seeds,
+    positive_int,
+    report_in,
+)
 from bench.cells import DRAFTS, FULL_AXES, MEDIUM, REDUCED_AXES, SHORT, Cell, Timing, cells
 from bench.comparison import chosen_kinds
 from bench.comparison_command import assumptions, num_cores
@@ -67,14 +75,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--runs", choices=RUNS, help="short: 12 s, which begin in the wave of first prompts, and systems "
         "that let prompts go first look better in them; medium: 36 s; long: with a finer search too "
         "[short; long with --full]")  # fmt: skip
-    add("--seeds", type=positive_int, default=1, metavar="N", help="runs of everything with other sessions [1]")
+    add("--seeds", type=num_seeds, default=1, metavar="N", help="runs of everything with other sessions [1]")
     add("--seed", type=not_negative_int, default=0, help="the first of them [0]")
-    add("--recheck", type=positive_int, metavar="N", help="run cells below 0.97 on N seeds in all: one may be noise")
+    add("--recheck", type=num_seeds, metavar="N", help="run cells below 0.97 on N seeds in all: one may be noise")
     add("--state", type=Path, metavar="FILE", help="finished parts, one JSON line each; those of other "
         "code count too, with a warning [$WISP_HOME/bench/matrix-COMMIT.jsonl]")  # fmt: skip
     add("--fresh", action="store_true", help="take no finished parts from the file, of whatever code")
     add("--finished", action="store_true", help="run nothing: only the cells that the file has whole")
-    add("--jobs", type=positive_int, default=num_cores(), metavar="N", help="processes [the cores]")
+    add("--jobs", type=num_processes, default=num_cores(), metavar="N", help="processes [the cores]")
     add("--report", type=Path, metavar="DIR", help="write PNG plots and one HTML page there")
 
 
@@ -99,10 +107,11 @@ def main(args: argparse.Namespace) -> int:
     print_table("WISP against the best other system", TABLE_COLUMNS, table_rows(results))
     figures = {**matrix_figures(results), "cells_rechecked": rechecked,
                "cells_to_recheck": sum(map(is_lost, first)) - len(rechecked)}  # fmt: skip
-    if args.report:
-        _write(args.report, results, figures, timing, runs.seeds)
     finish("matrix", {**figures, "columns": list(TABLE_COLUMNS), "matrix": table_rows(results),
                       "results": [asdict(r) for r in results]}, vars(args), args.seed)  # fmt: skip
+    if args.report:
+        with report_in(args.report):
+            _write(args.report, results, figures, timing, runs.seeds)
     return 0
 
 

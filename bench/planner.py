@@ -23,11 +23,11 @@ from bench.arguments import (
     PROMPTS,
     not_negative_float,
     not_negative_int,
+    num_processes,
     positive_float,
-    positive_int,
     whole_number,
 )
-from bench.cells import DRAFTS
+from bench.cells import DRAFTS, Timing
 from bench.comparison_command import num_cores
 from bench.gpu_cost import unloaded_pass_s
 from bench.gpu_profile import DEFAULT, draft_step_on, find_profile, is_derived, knows_draft_step, kv_tokens
@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seconds", type=positive_float, metavar="S",
         help="simulated, a third of them warm-up [36, longer for few devices]")  # fmt: skip
     add("--seed", type=not_negative_int, default=0)
-    add("--jobs", type=positive_int, default=num_cores(), metavar="N", help="processes [the cores]")
+    add("--jobs", type=num_processes, default=num_cores(), metavar="N", help="processes [the cores]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,8 +205,10 @@ def solve(plan: Plan) -> Answer:
 
 
 def _first_change(now: Answer, changes: list[tuple[str, Answer]]) -> str | None:
-    """The change that wins most devices, a second server only if no other wins any; None if none does."""
-    winning = [name for name, answer in changes if answer.capacity > now.capacity]
+    """The change that wins most devices, a second server only if no other wins any; None if none does. What lies
+    within the resolution of a capacity is no gain."""
+    least = (1.0 + Timing().resolution) * now.capacity
+    winning = [name for name, answer in changes if answer.capacity > least]
     return next((name for name in winning if name != SECOND_SERVER), winning[0] if winning else None)
 
 

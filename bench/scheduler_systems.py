@@ -7,10 +7,15 @@ then all chunk sizes with the best of these. The best goodput of arrivals wins, 
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import partial
+from types import TracebackType
 from typing import Any, TypeVar
 
 from bench.report import Progress, print_table
@@ -100,19 +105,37 @@ BASELINES: tuple[list[System], ...] = (
 )
 
 
+def _begin_work() -> None:
+    """First in a worker: an interrupt is for the parent to handle, and when the parent has ended, nobody works on."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
+
+
 class Lab:
-    """Runs scenarios on several cores; results come in the order of the questions and do not depend on the cores."""
+    """Runs scenarios on several cores; results come in the order of the questions and do not depend on the cores.
+
+    An exception in its `with`, an interrupt among them, ends what runs.
+    """
 
     def __init__(self, num_jobs: int) -> None:
         self._num_jobs = num_jobs
-        self._pool: Executor | None = ProcessPoolExecutor(num_jobs) if num_jobs > 1 else None
+        self._pool: Executor | None = ProcessPoolExecutor(num_jobs, initializer=_begin_work) if num_jobs > 1 else None
 
     def __enter__(self) -> Lab:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._pool is None:
+            return
+        if kind is not None:
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+        self._pool.shutdown(cancel_futures=True)
 
     def map(
         self, label: str, ask: Callable[[Any], T], questions: Sequence[Any], note: Callable[[T], str] = lambda _: ""

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,6 +43,14 @@ SMALL = Scenario(
 TIMED = replace(SMALL, workload=replace(SMALL.workload, timed=True), drain=True, warm_up_s=0.0)
 
 
+def is_running(process: int) -> bool:
+    """True for a process that is there, and no zombie."""
+    try:
+        return bool(Path(f"/proc/{process}/cmdline").read_bytes())
+    except OSError:
+        return False
+
+
 class TestSystems:
     def test_a_system_decides_about_the_server_and_nothing_else(self) -> None:
         sled = System("fcfs", "fcfs", 4, 192, Mode.SYNC, 16, 10.0)
@@ -60,6 +73,25 @@ class TestSystems:
             assert shared.means("test", scenarios, 2) == expected
         by_hand = mean_figures([figures_of(scenarios[0].with_seed(seed)) for seed in (0, 1)])
         assert expected[0] == by_hand
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_what_is_stopped_leaves_no_process_behind(self, number: signal.Signals) -> None:
+        script = (
+            "import os, time\nfrom bench.scheduler_systems import Lab\n"
+            "def ask(_):\n    print(os.getpid(), flush=True)\n    time.sleep(60)\n"
+            "with Lab(2) as lab:\n    lab.map('test', ask, range(6))\n"
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        assert process.stdout is not None
+        workers = [int(process.stdout.readline()) for _ in range(2)]
+        process.send_signal(number)
+        process.wait(20)
+        deadline_s = time.monotonic() + 20
+        while any(is_running(worker) for worker in workers):
+            assert time.monotonic() < deadline_s, "a worker goes on"
+            time.sleep(0.1)
 
     def test_capacity_is_that_of_the_mean_over_seeds(self) -> None:
         scenario = System("edf", "edf", 0, 16).serve(SMALL)

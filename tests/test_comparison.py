@@ -160,12 +160,13 @@ class TestCommands:
         assert {"change", "capacity", "attainment"} == set(document["changes"][0])
 
     @pytest.mark.parametrize(
-        ("capacities", "first"), [((38, 24, 9), "prompts"), ((38, 9, 9), planner.SECOND_SERVER), ((9, 9, 8), None)]
+        ("capacities", "first"),
+        [((76, 48, 40), "prompts"), ((76, 41, 40), planner.SECOND_SERVER), ((40, 41, 38), None)],
     )
     def test_a_second_server_is_the_last_thing_to_change(self, capacities: tuple[int, ...], first: str | None) -> None:
         answers = [planner.Answer(1.0, 100.0, capacity, {}) for capacity in capacities]
         changes = list(zip((planner.SECOND_SERVER, "prompts", "speed"), answers, strict=True))
-        assert planner._first_change(planner.Answer(1.0, 100.0, 9, {}), changes) == first
+        assert planner._first_change(planner.Answer(1.0, 100.0, 40, {}), changes) == first
 
     def test_a_plan_says_nothing_without_sessions(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["plan", "--devices", "8", "--tpot-ms", "45", "--seconds", "0.01", "--jobs", "1"]) == 2

@@ -6,12 +6,14 @@ import argparse
 import importlib
 import json
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 
 from bench.cli import COMMANDS
 from bench.result_rows import ROWS, Row
-from bench.results import BEGIN, END, FOLDER, ROOT, read_documents, with_table
+from bench.results import BEGIN, END, FOLDER, ROOT, keep, read_documents, with_table
 from wisp_plugin.errors import ConfigError
 
 EXACT = {"goodput", "capacity", "matrix", "validate", "simulator", "scheduler"}
@@ -64,6 +66,35 @@ def test_a_document_was_made_by_the_command_beside_it(row: Row) -> None:
 def test_no_document_names_a_folder_of_this_machine() -> None:
     for path in sorted(FOLDER.glob("*.json*")):
         assert f"{ROOT}/" not in path.read_text(encoding="utf-8"), path.name
+
+
+def test_only_a_document_of_the_benchmark_is_kept(tmp_path: Path) -> None:
+    kept, printed = tmp_path / "other_seeds.json", tmp_path / "printed"
+    kept.write_text("as it was")
+    for text, says in (
+        ("", "IndexError"), ("a table\n", "JSONDecodeError"), ("3\n", "TypeError"), ("{}\n", "benchmark"),
+        ('{"benchmark": "matrix"}\n', "it is of 'matrix'"),
+    ):  # fmt: skip
+        printed.write_text(text)
+        with pytest.raises(ConfigError, match=says):
+            keep("other_seeds", printed, tmp_path)
+    with pytest.raises(ConfigError, match=r"allowed: .*goodput"):
+        keep("nothing", printed, tmp_path)
+    assert kept.read_text() == "as it was"
+    printed.write_text('a table\n{"benchmark": "goodput", "x": 1}\n')
+    keep("other_seeds", printed, tmp_path)
+    assert json.loads(kept.read_text()) == {"benchmark": "goodput", "x": 1}
+
+
+def test_a_damaged_document_is_told(tmp_path: Path) -> None:
+    for path in FOLDER.glob("*.json"):
+        shutil.copy(path, tmp_path)
+    (tmp_path / "goodput.json").write_text("")
+    with pytest.raises(ConfigError, match=r"goodput\.json in bench/results is no JSON document"):
+        read_documents(tmp_path)
+    documents = read_documents() | {"goodput": {}}
+    with pytest.raises(ConfigError, match=r"goodput\.json in bench/results has no figure"):
+        with_table(f"{BEGIN}\n{END}\n", documents)
 
 
 def test_a_readme_without_marks_is_refused() -> None:
