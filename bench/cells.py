@@ -100,6 +100,10 @@ class Timing:
         stretch = min(max(1.0, session_s / _USUAL_SESSION_S), _MOST_STRETCH) if self.suits else 1.0
         return replace(self, duration_s=stretch * self.duration_s, warm_up_s=stretch * self.warm_up_s)
 
+    def closer(self) -> Timing:
+        """The same runs, searched in smaller steps; those that only show that all works stay as they are."""
+        return replace(self, resolution=min(self.resolution, 0.03), climbs=(1.25, 1.1)) if self.suits else self
+
 
 MEDIUM = Timing(resolution=0.06, climbs=(1.25,))
 QUICK = Timing(16.0, 6.0, resolution=0.06, climbs=(1.25,), suits=False)

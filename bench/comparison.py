@@ -1,16 +1,17 @@
-"""All systems in one cell: each tuned on the first seed, then run at its best on every seed."""
+"""All systems in one cell: each swept on the first seed, then the best of its settings run on every seed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from bench.cells import Cell, Timing
+from bench.finalists import Asked, run_finals
 from bench.intervals import Interval, mean_interval, ratio_interval
 from bench.scheduler_systems import Lab
 from bench.search import Best, Question, best_of, find_best, tight_interference_ms
-from bench.systems import BASELINES, SYSTEMS, Kind, reachable
+from bench.systems import BASELINES, SYSTEMS, Kind
 
 PUBLISHED = {"centralized": (2.1, 1.94), "sled": (4.1, 3.7)}  # capacity and goodput of the paper's best case
 _FIRST_DEVICES = 32  # where a search begins
@@ -18,7 +19,7 @@ _FIRST_DEVICES = 32  # where a search begins
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Bests by system, one per seed (the first one has the sweep)."""
+    """Bests by system, one per seed (the first one has the runs of the sweep, too)."""
 
     cell: Cell
     bests: dict[str, list[Best]]
@@ -48,63 +49,32 @@ def compare(
     lab: Lab, cell: Cell, kinds: Sequence[Kind], timing: Timing, seeds: Sequence[int], wants_peak: bool = True,
     together: int = 0,
 ) -> Comparison:  # fmt: skip
-    """Tune every system on the first seed, then find its capacity and peak on the others with what was best.
+    """Sweep every system on the first seed, then run its finalists on all of them.
 
     `together`: settings of a system that are swept one after the other, parts beside each other; 0: all.
     """
-    tuned = _tuned(lab, cell, kinds, timing, seeds[0], wants_peak, together)
-    others = on_seeds(lab, cell, kinds, tuned, timing, seeds[1:], wants_peak)
-    return Comparison(cell, {name: [best, *others[name]] for name, best in tuned.items()})
+    return compare_cells(lab, [cell], kinds, timing, seeds, wants_peak, together)[0]
 
 
-def _tuned(
-    lab: Lab, cell: Cell, kinds: Sequence[Kind], timing: Timing, seed: int, wants_peak: bool, together: int
-) -> dict[str, Best]:
-    """The best of every system over all its settings."""
-    parts = [kind.parts(together) for kind in kinds]
-    swept = [Question(cell, part, timing, seed, _FIRST_DEVICES, wants_peak) for kind in parts for part in kind]
+def compare_cells(
+    lab: Lab, cells: Sequence[Cell], kinds: Sequence[Kind], timing: Timing, seeds: Sequence[int],
+    wants_peak: bool = True, together: int = 0,
+) -> list[Comparison]:  # fmt: skip
+    """See `compare`; the cells beside each other."""
+    asked = _swept(lab, cells, kinds, timing, seeds[0], wants_peak, together)
+    found = iter(run_finals(lab, asked, timing, seeds, wants_peak))
+    return [Comparison(cell, {kind.name: next(found) for kind in kinds}) for cell in cells]
+
+
+def _swept(
+    lab: Lab, cells: Sequence[Cell], kinds: Sequence[Kind], timing: Timing, seed: int, wants_peak: bool, together: int
+) -> list[Asked]:
+    """The best of every system over all its settings, in every cell."""
+    parts = [(cell, kind, kind.parts(together)) for cell in cells for kind in kinds]
+    swept = [Question(cell, part, timing, seed, _FIRST_DEVICES, wants_peak) for cell, _, own in parts for part in own]
     # The last system is ours and takes longest: begun first, it is not waited for alone.
     answered = reversed(lab.map("sweep", find_best, swept[::-1], note=str))
-    return {kind.name: best_of([next(answered) for _ in own]) for kind, own in zip(kinds, parts, strict=True)}
-
-
-def on_seeds(
-    lab: Lab, cell: Cell, kinds: Sequence[Kind], tuned: Mapping[str, Best], timing: Timing, seeds: Sequence[int],
-    wants_peak: bool = True,
-) -> dict[str, list[Best]]:  # fmt: skip
-    """Capacity and peak of every system on these seeds, with the settings that were `tuned` on another one."""
-    asked = [(kind.name, _at_best(cell, kind, tuned[kind.name], timing, seed, wants_peak))
-             for seed in seeds for kind in kinds]  # fmt: skip
-    questions = [question for _, own in asked for question in own]
-    answers = iter(lab.map("seeds", find_best, questions, note=str)) if questions else iter(())
-    bests: dict[str, list[Best]] = {kind.name: [] for kind in kinds}
-    for name, own in asked:
-        bests[name].append(_joined([next(answers) for _ in own]))
-    return bests
-
-
-def on_seed(cell: Cell, kind: Kind, tuned: Best, timing: Timing, seed: int) -> Best:
-    """Capacity and peak of one system on one seed, with the settings that were `tuned` on another one."""
-    return _joined([find_best(question) for question in _at_best(cell, kind, tuned, timing, seed, wants_peak=True)])
-
-
-def _at_best(cell: Cell, kind: Kind, best: Best, timing: Timing, seed: int, wants_peak: bool) -> list[Question]:
-    """One question, or two if capacity and peak have different settings. What holds nobody may still have a peak: it
-    is looked for from where it was before."""
-    by_name = reachable(kind.settings)
-    holder, leader = by_name[best.capacity_setting], by_name[best.peak_setting]
-    held = Question(cell, kind.only(holder), timing, seed, max(1, best.capacity), wants_peak=False)
-    if not wants_peak:
-        return [held]
-    peak = Question(cell, kind.only(leader), timing, seed, max(1, best.peak_devices))
-    return [peak] if holder == leader else [held, peak]
-
-
-def _joined(parts: Sequence[Best]) -> Best:
-    holder, leader = parts[0], parts[-1]
-    if holder is leader:
-        return holder
-    return replace(holder.with_peak_of(leader), runs=holder.runs + leader.runs)
+    return [Asked(cell, kind, best_of([next(answered) for _ in own])) for cell, kind, own in parts]
 
 
 def ratio_figures(comparison: Comparison, figure: str) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=not_negative_int, default=0, help="the first of them [0]")
     add("--systems", nargs="+", choices=list(SYSTEMS), default=[*BASELINES, *(k.name for k in ABLATIONS)],
         metavar="NAME", help=f"of {', '.join(SYSTEMS)}; wisp is always among them [all]")  # fmt: skip
-    add("--few", action="store_true", help="few settings of each system; capacities to 6 %% in place of 3")
+    add("--few", action="store_true", help="sweep few settings of each system, in larger steps")
     add("--quick", action="store_true", help="still shorter, with one seed: shows that it works")
     add("--jobs", type=num_processes, default=num_cores(), metavar="N", help="processes [the cores]")
     add("--together", type=positive_int, default=0, metavar="N",
@@ -84,9 +84,10 @@ def assumptions(cell: Cell, timing: Timing, seeds: Sequence[int]) -> list[str]:
         f"Sessions: prompts of median 250, outputs of 200 tokens, lognormal; users pause {timing.think_s:g} s on "
         "average; without admission control.",
         f"Runs of {timing.duration_s:g} simulated seconds, {timing.warm_up_s:g} of them warm-up{longer}; "
-        f"capacities to {timing.resolution:.0%}; {len(seeds)} seeds. "
-        "Settings of each system are tuned on the first seed; of wisp these are whether a draft model on the server "
-        "helps. Constants of its policy were chosen looking at seeds 0 to 8.",
+        f"capacities to {timing.closer().resolution:.0%}; {len(seeds)} seeds. "
+        "Settings of each system are swept on the first seed; those that come close to the best run on all, and the "
+        "best by the mean counts. Of wisp these are whether a draft model on the server helps. "
+        "Constants of its policy were chosen looking at seeds 0 to 8.",
         "Simulated: the real scheduler, engine, controller and sessions; only link, draft step and pass are modelled.",
     ]
 

@@ -10,10 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from bench.cells import DRAFTS, MIX, Cell, Timing
-from bench.comparison import chosen_kinds
+from bench.comparison import chosen_kinds, compare_cells
 from bench.gpu_profile import DEFAULT, NORMS
 from bench.scheduler_systems import Lab
-from bench.search import Question, find_best
 from bench.systems import Kind
 
 MEASURED = "h100-qwen3-32b"  # by `wisp-bench profile --shape qwen3-32b --device cuda` on an H100
@@ -38,11 +37,9 @@ def sensitivity(
     """A row per cell, see SENSITIVITY_COLUMNS; ratios are None where the other system has nothing. `tried`: systems
     with the settings that are tried."""
     kinds = chosen_kinds(SYSTEMS_SHOWN, tried)
-    questions = [Question(cell, kind, timing, seed) for cell in cells for kind in kinds]
-    answers = iter(lab.map("sensitivity", find_best, questions))
     rows = []
-    for cell in cells:
-        bests = {kind.name: next(answers) for kind in kinds}
+    for comparison in compare_cells(lab, cells, kinds, timing, [seed]):
+        cell, bests = comparison.cell, {name: own[0] for name, own in comparison.bests.items()}
         wisp = bests["wisp"]
         row: dict[str, Any] = {"draft": cell.draft, "profile": cell.profile, "capacity": wisp.capacity,
                                "goodput": wisp.peak_goodput}  # fmt: skip

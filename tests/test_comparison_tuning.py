@@ -1,75 +1,112 @@
-"""Tuned on the first seed, then run with what was best there: statistics of every comparison, on made-up answers."""
+"""Swept on the first seed, then the finalists on all: statistics of every comparison, on made-up answers."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
-from bench import comparison
+from bench import comparison, finalists
 from bench.baseline_rules import RuleSpec
-from bench.cells import MIX, Timing
+from bench.cells import MEDIUM, MIX, QUICK
 from bench.comparison import compare
+from bench.finalists import MOST, finalists_of
 from bench.scheduler_systems import Lab
 from bench.search import Best, Question
-from bench.systems import WISP, Kind, Setting
+from bench.systems import WISP, Kind, Setting, neighbours
 
-HOLDER, LEADER, POOR = (Setting("x", "edf", RuleSpec("fixed", n)) for n in (1, 2, 3))
-FOUND = replace(LEADER, chunk=256)  # by a search, and in no list
-CAPACITY = {HOLDER: 40, LEADER: 30, POOR: 10, FOUND: 35}
-PEAK = {HOLDER: 400.0, LEADER: 500.0, POOR: 100.0, FOUND: 900.0}
+LUCKY, STEADY, LEADER, POOR = (Setting("x", "edf", RuleSpec("fixed", n)) for n in (1, 2, 6, 12))
+X = Kind("x", [POOR, LUCKY, STEADY, LEADER])
+FOUND = neighbours(LEADER)[0]  # by a search, and in no list
+
+
+def capacity_of(setting: Setting, seed: int) -> int:
+    """LUCKY holds most with the first seed, STEADY over all."""
+    return {LUCKY: 40 if seed == 7 else 30, STEADY: 38, LEADER: 10, FOUND: 11}.get(setting, 5) + seed - 7
+
+
+def peak_of(setting: Setting, seed: int) -> float:
+    """Of FOUND with the first seed, of LEADER over all."""
+    peaks = {LUCKY: 400.0, STEADY: 300.0, LEADER: 880.0, FOUND: 900.0 if seed == 7 else 700.0}
+    return peaks.get(setting, 100.0) + 10 * (seed - 7)
 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Question]:
-    """Questions in their order; on seed s a capacity is s higher, and a peak 10 s."""
+    """Questions in their order."""
     questions = []
 
     def answer(question: Question) -> Best:
         questions.append(question)
-        settings = question.kind.settings
-        ours = question.kind.name == "wisp"
-        if FOUND not in settings and question.kind.is_open and LEADER in settings:
-            settings = [*settings, FOUND]
-        held = 50 if ours else max(CAPACITY[s] for s in settings)
-        tokens = 800.0 if ours else max(PEAK[s] for s in settings)
-        holder = settings[0] if ours else max(settings, key=CAPACITY.__getitem__)
-        leader = settings[0] if ours else max(settings, key=PEAK.__getitem__)
-        return Best(question.kind.name, held + question.seed, str(holder), {}, tokens + 10 * question.seed, 60,
-                    str(leader), {}, [(str(s), 1, 1.0, 1.0) for s in settings])  # fmt: skip
+        kind, seed = question.kind, question.seed
+        if kind.name == "wisp":
+            own = str(kind.settings[0])
+            return Best("wisp", 50 + seed - 7, own, {}, 800.0, 60, own, {}, [(own, 50, 0.95, 800.0)])
+        settings = [*kind.settings, *([FOUND] if kind.is_open and LEADER in kind.settings else [])]
+        holder = max(settings, key=lambda s: capacity_of(s, seed))
+        leader = max(settings, key=lambda s: peak_of(s, seed))
+        runs = [(str(s), n, 0.95, peak_of(s, seed) if n == 60 else 1.0)
+                for s in settings for n in (capacity_of(s, seed), 60)]  # fmt: skip
+        runs = [(name, n, 0.95 if n != 60 else 0.2, goodput) for name, n, _, goodput in runs]
+        return Best(kind.name, capacity_of(holder, seed), str(holder), {}, peak_of(leader, seed), 60, str(leader), {},
+                    runs, question.wants_peak)  # fmt: skip
 
     monkeypatch.setattr(comparison, "find_best", answer)
+    monkeypatch.setattr(finalists, "find_best", answer)
     return questions
 
 
 @pytest.mark.parametrize("together", [0, 1, 2])
-def test_a_system_is_tuned_once_and_keeps_its_settings(asked: list[Question], together: int) -> None:
-    """One setting holds most devices, another one, which the search has found, has the highest peak."""
+def test_what_is_best_over_all_seeds_counts(asked: list[Question], together: int) -> None:
+    """One setting has luck with the seed of the sweep, and another one is better."""
     with Lab(1) as lab:
-        kinds = [Kind("x", [POOR, HOLDER, LEADER]), WISP]
-        found = compare(lab, MIX, kinds, Timing(), [7, 8, 9], together=together)
-    assert found.capacities("x") == [47.0, 48.0, 49.0]
-    assert found.goodputs("x") == [970.0, 980.0, 990.0]
-    assert found.capacities("wisp") == [57.0, 58.0, 59.0]
-    swept = [q for q in asked if q.seed == 7 and q.kind.name == "x"]
-    assert sorted(str(s) for q in swept for s in q.kind.settings) == sorted(map(str, (POOR, HOLDER, LEADER)))
-    assert all(len(q.kind.settings) <= (together or 3) for q in swept)
-    later = [q for q in asked if q.seed == 8 and q.kind.name == "x"]
-    assert [(q.kind.settings, q.kind.is_open, q.wants_peak, q.first) for q in later] == [
-        ((HOLDER,), False, False, 47), ((FOUND,), False, True, 60),
-    ]  # fmt: skip
+        found = compare(lab, MIX, [X, WISP], MEDIUM, [7, 8, 9], together=together)
+    assert found.capacities("x") == [38.0, 39.0, 40.0]
+    assert found.goodputs("x") == [880.0, 890.0, 900.0]
+    assert {best.capacity_setting for best in found.bests["x"]} == {str(STEADY)}
+    assert {best.peak_setting for best in found.bests["x"]} == {str(LEADER)}
+    assert found.capacities("wisp") == [50.0, 51.0, 52.0]
+    swept = [q for q in asked if q.kind.is_open and q.kind.name == "x"]
+    assert sorted(str(s) for q in swept for s in q.kind.settings) == sorted(map(str, X.settings))
+    assert all(len(q.kind.settings) <= (together or 4) and q.timing == MEDIUM and q.seed == 7 for q in swept)
+
+
+def test_finals_are_searched_in_smaller_steps_on_every_seed(asked: list[Question]) -> None:
+    with Lab(1) as lab:
+        compare(lab, MIX, [X, WISP], MEDIUM, [7, 8, 9])
+        finals = [q for q in asked if not q.kind.is_open and q.kind.name == "x"]
+        assert {(q.kind.settings[0], q.first) for q in finals} == {(LUCKY, 40), (STEADY, 40), (FOUND, 60), (LEADER, 60)}
+        assert sorted(q.seed for q in finals) == [7] * 4 + [8] * 4 + [9] * 4
+        assert all(q.wants_peak and q.timing.resolution < MEDIUM.resolution for q in finals)
+        asked.clear()
+        compare(lab, MIX, [X, WISP], QUICK, [7], wants_peak=False)
+    assert all(q.timing == QUICK and not q.wants_peak for q in asked)
+    assert {q.kind.settings[0] for q in asked if q.kind.name == "x" and not q.kind.is_open} == {LUCKY, STEADY}
 
 
 def test_what_was_tried_is_kept_of_all_parts(asked: list[Question]) -> None:
     with Lab(1) as lab:
-        found = compare(lab, MIX, [Kind("x", [POOR, HOLDER, LEADER]), WISP], Timing(), [0], together=1)
-    assert {name for name, *_ in found.bests["x"][0].runs} == {str(s) for s in (POOR, HOLDER, LEADER, FOUND)}
+        found = compare(lab, MIX, [X, WISP], MEDIUM, [7], together=1)
+    assert {name for name, *_ in found.bests["x"][0].runs} == {str(s) for s in (*X.settings, FOUND)}
+
+
+def test_finalists_are_few_and_close() -> None:
+    names = [str(setting) for setting in X.settings]
+    runs = [(name, 40, 0.95, 100.0 - i) for i, name in enumerate(names)] + [(names[0], 60, 0.5, 50.0)]
+    swept = Best("x", 40, names[3], {}, 100.0, 40, names[0], {}, runs)
+    assert len(finalists_of(X, swept)) <= 2 * MOST
+    assert next(iter(finalists_of(X, swept))) == X.settings[3]  # what has won is always among them
+    runs = [
+        (name, n, 0.95 if n == 40 - 10 * i else 0.0, 100.0 - 10 * i)
+        for i, name in enumerate(names)
+        for n in (10, 20, 30, 40)
+    ]
+    swept = Best("x", 40, names[0], {}, 100.0, 40, names[0], {}, runs)
+    assert list(finalists_of(X, swept)) == [X.settings[0]]
 
 
 def test_seeds_belong_together(asked: list[Question]) -> None:
     """A ratio is of runs with the same sessions, seed by seed."""
     with Lab(1) as lab:
-        found = compare(lab, MIX, [Kind("x", [HOLDER]), WISP], Timing(), [0, 10])
+        found = compare(lab, MIX, [Kind("x", [STEADY], is_open=False), WISP], MEDIUM, [7, 17])
     ratio = found.ratio("capacity", "x")
     assert ratio is not None
-    assert ratio.mean == pytest.approx(((50 / 40) * (60 / 50)) ** 0.5)
+    assert ratio.mean == pytest.approx(((50 / 38) * (60 / 48)) ** 0.5)
