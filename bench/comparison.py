@@ -62,7 +62,7 @@ def compare_cells(
 ) -> list[Comparison]:  # fmt: skip
     """See `compare`; the cells beside each other."""
     asked = _swept(lab, cells, kinds, timing, seeds[0], wants_peak, together)
-    found = iter(run_finals(lab, asked, timing, seeds, wants_peak))
+    found = iter(run_finals(lab, asked, timing, seeds))
     return [Comparison(cell, {kind.name: next(found) for kind in kinds}) for cell in cells]
 
 

@@ -16,7 +16,7 @@ from bench.scheduler_systems import Lab
 from bench.search import ATTAINMENT, Best, Question, find_best
 from bench.systems import Kind, Setting, reachable
 
-MOST = 2  # for capacity, and for the peak
+MOST = 2  # for capacity, and as many for the peak
 CLOSE_CAPACITY, CLOSE_PEAK = 0.9, 0.97
 
 
@@ -29,56 +29,66 @@ class Asked:
     swept: Best
 
 
-def finalists_of(kind: Kind, swept: Best) -> dict[Setting, int]:
-    """At most twice `MOST` settings, the best ones first, each with the devices that its search begins with."""
-    by_name = reachable(kind.settings)
+@dataclass(frozen=True, slots=True)
+class Finalist:
+    """A setting, the devices that a search of it begins with, and what is asked of it."""
+
+    setting: Setting
+    first: int
+    for_capacity: bool
+    for_peak: bool
+
+
+def finalists_of(kind: Kind, swept: Best) -> list[Finalist]:
+    """At most `MOST` for capacity and as many for the peak; what has won the sweep is always among them."""
     held, peaks = dict[str, tuple[float, int]](), dict[str, tuple[float, int]]()
     for name, num_devices, attainment, goodput in swept.runs:
         # A run that just fails tells of nearly as many devices as one that holds.
         held[name] = max(held.get(name, (0.0, 0)), (num_devices * min(1.0, attainment / ATTAINMENT), num_devices))
         peaks[name] = max(peaks.get(name, (0.0, 0)), (goodput, num_devices))
-    first = {swept.capacity_setting: max(1, swept.capacity)}
     # With so few devices that hold, every setting was bisected, and a run far beyond tells nothing.
-    for name in _close(held, CLOSE_CAPACITY * swept.capacity) if swept.capacity > 1 else ():
-        first.setdefault(name, max(1, swept.capacity))
+    close = _close(held, CLOSE_CAPACITY * swept.capacity) if swept.capacity > 1 else []
+    holders = list(dict.fromkeys([swept.capacity_setting, *close]))[:MOST]
+    leaders: list[str] = []
     if swept.has_peak:
-        first.setdefault(swept.peak_setting, swept.peak_devices)
-        for name in _close(peaks, CLOSE_PEAK * swept.peak_goodput):
-            first.setdefault(name, peaks[name][1])
-    return {by_name[name]: num_devices for name, num_devices in first.items()}
+        leaders = list(dict.fromkeys([swept.peak_setting, *_close(peaks, CLOSE_PEAK * swept.peak_goodput)]))[:MOST]
+    by_name = reachable(kind.settings)
+    return [
+        Finalist(by_name[name], max(1, swept.capacity if name in holders else peaks[name][1]), name in holders,
+                 name in leaders)
+        for name in dict.fromkeys([*holders, *leaders])
+    ]  # fmt: skip
 
 
 def _close(scores: Mapping[str, tuple[float, int]], least: float) -> list[str]:
-    """The best `MOST` of those with a score of at least `least`."""
+    """Those with a score of at least `least`, the best first."""
     ordered = sorted(scores, key=lambda name: scores[name][0], reverse=True)
-    return [name for name in ordered if scores[name][0] >= least][:MOST]
+    return [name for name in ordered if scores[name][0] >= least]
 
 
-def run_finals(
-    lab: Lab, asked: Sequence[Asked], timing: Timing, seeds: Sequence[int], wants_peak: bool
-) -> list[list[Best]]:
+def run_finals(lab: Lab, asked: Sequence[Asked], timing: Timing, seeds: Sequence[int]) -> list[list[Best]]:
     """For each asked its best on every seed, all with the settings that are best by the mean."""
-    entries = [list(finalists_of(one.kind, one.swept).items()) for one in asked]
+    entries = [finalists_of(one.kind, one.swept) for one in asked]
     questions = [
-        Question(one.cell, one.kind.only(setting), timing.closer(), seed, first, wants_peak)
-        for one, own in zip(asked, entries, strict=True) for setting, first in own for seed in seeds
+        Question(one.cell, one.kind.only(own.setting), timing.closer(), seed, own.first, own.for_peak, own.for_capacity)
+        for one, finalists in zip(asked, entries, strict=True) for own in finalists for seed in seeds
     ]  # fmt: skip
     answers = iter(lab.map("finals", find_best, questions, note=str))
     results = []
-    for one, own in zip(asked, entries, strict=True):
-        by_setting = [[next(answers) for _ in seeds] for _ in own]
-        results.append(_credited(one.swept, by_setting))
+    for one, finalists in zip(asked, entries, strict=True):
+        found = [(own, [next(answers) for _ in seeds]) for own in finalists]
+        results.append(_credited(one.swept, found))
     return results
 
 
-def _credited(swept: Best, by_setting: Sequence[Sequence[Best]]) -> list[Best]:
+def _credited(swept: Best, found: Sequence[tuple[Finalist, list[Best]]]) -> list[Best]:
     """Per seed the capacity and the peak of the settings that are best by the mean; the runs of the sweep are kept with
     those of the first seed."""
-    holders = max(by_setting, key=lambda bests: sum(best.capacity for best in bests))
-    leaders = max(by_setting, key=lambda bests: sum(best.peak_goodput for best in bests)) if swept.has_peak else holders
-    joined = [
-        holder.with_peak_of(leader) if swept.has_peak else holder
-        for holder, leader in zip(holders, leaders, strict=True)
-    ]
-    of_first = [run for bests in by_setting for run in bests[0].runs]
+    holders = max((own for f, own in found if f.for_capacity), key=lambda own: sum(best.capacity for best in own))
+    joined = holders
+    if swept.has_peak:
+        leaders = max((own for f, own in found if f.for_peak), key=lambda own: sum(best.peak_goodput for best in own))
+        joined = [replace(holder, has_peak=True).with_peak_of(leader)
+                  for holder, leader in zip(holders, leaders, strict=True)]  # fmt: skip
+    of_first = [run for _, own in found for run in own[0].runs]
     return [replace(joined[0], runs=[*swept.runs, *of_first]), *joined[1:]]

@@ -196,7 +196,8 @@ def measure_in(cell: Cell, timing: Timing, seed: int) -> Measure:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What `find_best` is asked; can be sent to another process."""
+    """What `find_best` is asked; can be sent to another process. Without `wants_capacity` the one that is told is
+    that of the devices that were run: none is looked for."""
 
     cell: Cell
     kind: Kind
@@ -204,6 +205,7 @@ class Question:
     seed: int = 0
     first: int = 24
     wants_peak: bool = True
+    wants_capacity: bool = True
 
 
 def find_best(question: Question) -> Best:
@@ -212,7 +214,11 @@ def find_best(question: Question) -> Best:
     measure = measure_in(question.cell, question.timing, question.seed)
     several_classes = question.cell.tpot_passes == 0
     search = Search(measure, question.first, timing=question.timing, looks_far=several_classes)
-    capacity, setting = search.capacity(kind)
+    if question.wants_capacity:
+        capacity, setting = search.capacity(kind)
+    else:
+        setting = kind.settings[0]
+        capacity = question.first if search.holds(setting, question.first) else 0
     held = search.runs.get((setting, capacity), {})
     num_devices, peak_setting = search.peak(kind) if question.wants_peak else (capacity, setting)
     peak = search.runs.get((peak_setting, num_devices), {})

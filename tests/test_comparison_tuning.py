@@ -39,7 +39,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Question]:
         kind, seed = question.kind, question.seed
         if kind.name == "wisp":
             own = str(kind.settings[0])
-            return Best("wisp", 50 + seed - 7, own, {}, 800.0, 60, own, {}, [(own, 50, 0.95, 800.0)])
+            return Best("wisp", 50 + seed - 7, own, {}, 800.0, 60, own, {}, [(own, 50, 0.95, 800.0)],
+                        question.wants_peak)  # fmt: skip
         settings = [*kind.settings, *([FOUND] if kind.is_open and LEADER in kind.settings else [])]
         holder = max(settings, key=lambda s: capacity_of(s, seed))
         leader = max(settings, key=lambda s: peak_of(s, seed))
@@ -75,7 +76,9 @@ def test_finals_are_searched_in_smaller_steps_on_every_seed(asked: list[Question
         finals = [q for q in asked if not q.kind.is_open and q.kind.name == "x"]
         assert {(q.kind.settings[0], q.first) for q in finals} == {(LUCKY, 40), (STEADY, 40), (FOUND, 60), (LEADER, 60)}
         assert sorted(q.seed for q in finals) == [7] * 4 + [8] * 4 + [9] * 4
-        assert all(q.wants_peak and q.timing.resolution < MEDIUM.resolution for q in finals)
+        assert all(q.timing.resolution < MEDIUM.resolution for q in finals)
+        assert {q.kind.settings[0] for q in finals if q.wants_peak} == {FOUND, LEADER}
+        assert {q.kind.settings[0] for q in finals if q.wants_capacity} == {LUCKY, STEADY}
         asked.clear()
         compare(lab, MIX, [X, WISP], QUICK, [7], wants_peak=False)
     assert all(q.timing == QUICK and not q.wants_peak for q in asked)
@@ -92,15 +95,16 @@ def test_finalists_are_few_and_close() -> None:
     names = [str(setting) for setting in X.settings]
     runs = [(name, 40, 0.95, 100.0 - i) for i, name in enumerate(names)] + [(names[0], 60, 0.5, 50.0)]
     swept = Best("x", 40, names[3], {}, 100.0, 40, names[0], {}, runs)
-    assert len(finalists_of(X, swept)) <= 2 * MOST
-    assert next(iter(finalists_of(X, swept))) == X.settings[3]  # what has won is always among them
+    found = finalists_of(X, swept)
+    assert sum(finalist.for_capacity for finalist in found) == sum(finalist.for_peak for finalist in found) == MOST
+    assert found[0].setting == X.settings[3]  # what has won is always among them
     runs = [
         (name, n, 0.95 if n == 40 - 10 * i else 0.0, 100.0 - 10 * i)
         for i, name in enumerate(names)
         for n in (10, 20, 30, 40)
     ]
     swept = Best("x", 40, names[0], {}, 100.0, 40, names[0], {}, runs)
-    assert list(finalists_of(X, swept)) == [X.settings[0]]
+    assert [finalist.setting for finalist in finalists_of(X, swept)] == [X.settings[0]]
 
 
 def test_seeds_belong_together(asked: list[Question]) -> None:
