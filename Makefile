@@ -47,10 +47,10 @@ demo: setup ## one prompt end to end on this machine: edge drafts, tritonserver 
 	$(call say,demo)
 	$(BIN)/wisp-bench demo
 
-lint: $(VENV)/.installed ## ruff, mypy --strict on wisp_plugin
+lint: $(VENV)/.installed ## ruff, mypy (strict on wisp_plugin)
 	$(call say,lint and types)
 	$(BIN)/ruff check .
-	$(BIN)/mypy --strict wisp_plugin
+	$(BIN)/mypy
 
 test: setup lint $(VENV)/.browser ## everything that must hold: lint, types, unit and integration tests
 	$(call say,unit tests)

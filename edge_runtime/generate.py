@@ -139,7 +139,7 @@ def slo_of(args: argparse.Namespace) -> Slo:
         checked = {name: number(given, name, math.inf, 0.001, 1e7) for name in given}
     except InvalidRequest as error:
         raise ConfigError(str(error)) from None
-    return Slo(**({"ttft_ms": math.inf, "tpot_ms": math.inf} | checked)) if checked else named_slo()
+    return Slo(checked.get("ttft_ms", math.inf), checked.get("tpot_ms", math.inf)) if checked else named_slo()
 
 
 def generate(args: argparse.Namespace) -> int:
@@ -180,8 +180,9 @@ def _print_stream(device: Device, client: EdgeClient, with_stats: bool) -> str:
     print(flush=True)
     if with_stats:
         _print_stats(client.session.stats, time.monotonic() - started_s)
-        if client.drafter is not None:  # a thin client has nothing to choose
-            print(controller_report(client.session.controller), file=sys.stderr)
+        controller = client.session.controller
+        if client.drafter is not None and isinstance(controller, SpeculationController):  # a thin one chooses nothing
+            print(controller_report(controller), file=sys.stderr)
         print(slo_report(client.times, device.slo), file=sys.stderr)
     return "".join(parts)
 

@@ -48,7 +48,8 @@ def quantize_graph(folder: Path, is_4bit: Callable[[str], bool], progress: Calla
         if number % 30 == 0:
             progress(f"rounding with compensation: {number} of {len(sources)} products")
         blocks = quantize(graph.weight(name), grams[source])
-        graph.replace(name, 4, blocks.integers[:, :, 0::2] | blocks.integers[:, :, 1::2] << 4, blocks.scales)
+        packed = blocks.integers[:, :, 0::2] | blocks.integers[:, :, 1::2] << 4
+        graph.replace(name, 4, packed.astype(np.uint8), blocks.scales)
     for name in graph.products:
         if name not in sources:
             graph.replace(name, 8, *_rounded(graph.weight(name)))
@@ -167,6 +168,6 @@ class WeightGraph:
         return name
 
 
-def _node(kind: str, inputs: Any, outputs: Any, name: str, attributes: dict[str, int]) -> NodeProto:
+def _node(kind: str, inputs: Any, outputs: Any, name: str, attributes: dict[str, Any]) -> NodeProto:
     """A node of ONNX Runtime's own operators."""
     return helper.make_node(kind, list(inputs), list(outputs), name, domain=_DOMAIN, **attributes)

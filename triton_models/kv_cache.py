@@ -84,6 +84,7 @@ class KvCache:
         if view.start is not None:
             end = view.start + view.num_tokens
             return self.keys[layer][view.start : end], self.values[layer][view.start : end]
+        assert view.index is not None, "slots that are no neighbours have an index"
         return self.keys[layer].index_select(0, view.index), self.values[layer].index_select(0, view.index)
 
     def gather(self, layer: int, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -62,9 +62,11 @@ def tokenizer_dir(source: str) -> Path:
     """Folder with the tokenizer of a target: the target's own, or where the hub's client has put it."""
     if Path(source).is_dir():
         return Path(source)
-    from transformers.utils import cached_file  # not at the top: slow, and an emulated target has no use for it
+    from transformers.utils.hub import cached_file  # not at the top: slow, and an emulated target has no use for it
 
-    return Path(cached_file(source, "tokenizer.json")).parent
+    path = cached_file(source, "tokenizer.json")
+    assert path is not None, "it raises what is missing"
+    return Path(path).parent
 
 
 def wire_limits(verifier: Target, config: EngineConfig) -> WireLimits:

@@ -212,7 +212,7 @@ def packed_attention(
         raise ValueError("packed attention has no sliding window, no soft cap and no attention sinks")
     if torch.compiler.is_compiling():
         return torch.ops.wisp.packed_attention(query, key, value, scaling), None
-    return packed_pass.attend(int(module.layer_idx), query, key, value, scaling), None  # type: ignore[arg-type]
+    return packed_pass.attend(int(module.layer_idx), query, key, value, scaling), None  # type: ignore[union-attr]
 
 
 class _Running(threading.local):

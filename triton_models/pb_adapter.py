@@ -6,15 +6,15 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import triton_python_backend_utils as pb_utils
 
 from triton_models.watcher import Watcher
-from wisp_plugin.engine import Engine
 from wisp_plugin.errors import InvalidRequest
-from wisp_plugin.messages import Commit
+from wisp_plugin.messages import Close, Commit, Draft, Open
 from wisp_plugin.metrics import Kind
+from wisp_plugin.protocols import Reply
 from wisp_plugin.telemetry import Telemetry
 from wisp_plugin.unary_engine import Answer, UnaryEngine
 from wisp_plugin.unary_wire import VerifyRequest, decode_verify, encode_answer
@@ -99,7 +99,14 @@ def read_request(request: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return json.loads(request.parameters() or "{}"), {t.name(): t.as_numpy() for t in request.inputs()}
 
 
-def submit(engine: Engine, request: Any, limits: WireLimits, watcher: Watcher) -> None:
+class Receiver(Protocol):
+    """What takes messages: an engine, or one with something in front of it."""
+
+    def submit(self, message: Open | Draft | Close, reply: Reply) -> None:
+        """See `Engine.submit`."""
+
+
+def submit(engine: Receiver, request: Any, limits: WireLimits, watcher: Watcher) -> None:
     """Decode a Triton request and hand it to the engine; a malformed one is answered here."""
     parameters, tensors = read_request(request)
     reply = TritonReply(request, watcher, tell_session=is_anonymous(tensors))
@@ -181,7 +188,7 @@ def unload(model_name: str) -> None:
 
 def fail_load(message: str) -> Exception:
     """The exception with which a model refuses to load."""
-    return pb_utils.TritonModelException(message)  # type: ignore[no-any-return]
+    return pb_utils.TritonModelException(message)
 
 
 class TritonLogHandler(logging.Handler):

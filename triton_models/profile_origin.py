@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 import torch
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from triton_models.torch_verifier import TorchVerifier
 from wisp_plugin import __version__
@@ -42,7 +42,9 @@ def fingerprint(model: str, model_hash: str, dtype: str, device: str) -> Fingerp
 
 def model_hash(source: str) -> str:
     """16 hex digits over the configuration and the names and sizes of the weight files: shape, not values."""
-    config = Path(cached_file(source, "config.json"))
+    found = cached_file(source, "config.json")
+    assert found is not None, "it raises what is missing"
+    config = Path(found)
     digest = hashlib.sha256(config.read_bytes())
     for path in sorted(config.parent.iterdir()):
         if path.suffix in _WEIGHTS:

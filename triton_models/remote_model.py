@@ -158,7 +158,7 @@ class RemoteModel:
         if one.name == context and self._sized.context_is_value:
             fill = size.num_context
         elif one.name == context:
-            counts[context] = size.num_context
+            counts[one.name] = size.num_context
         shape = list(self._shapes.get(one.name, one.dims))
         if one.name in counts and -1 in one.dims:
             shape = [1 if dim == -1 else int(dim) for dim in one.dims]

@@ -27,7 +27,7 @@ class ServerDraft:
     steps: Estimator
     catch_up_tokens: int = 512  # that it may compute before a pass
 
-    def beside(self, target: TorchVerifier) -> DraftingVerifier:
+    def beside(self, target: TorchVerifier | EmulatedVerifier) -> DraftingVerifier:
         """The target with this model in front of it."""
         draft = self.model
         limits = DraftLimits(draft.max_context_tokens, draft.vocab_size, self.catch_up_tokens)

@@ -74,7 +74,7 @@ def load_target(config: VerifierConfig) -> TargetModel:
     """
     device = resolve_device(config.device)
     source = resolve_source(config.target)
-    model = _load_model(source, _resolve_dtype(config.dtype, device))
+    model: Any = _load_model(source, _resolve_dtype(config.dtype, device))  # transformers wraps `to`
     target = _describe(model.to(device).eval(), source, device)
     prepare(target, config.compile)
     return target
@@ -163,7 +163,7 @@ def forward(
         output = model(
             input_ids=input_ids, position_ids=positions, use_cache=False, packed_pass=attention, logits_to_keep=keep
         )
-    return output.logits[0]  # type: ignore[no-any-return]
+    return output.logits[0]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -201,9 +201,10 @@ def _resolve_dtype(name: str, device: torch.device) -> Any:
 def _load_model(source: str, dtype: Any) -> PreTrainedModel:
     """`from_pretrained` with its many ways to fail turned into one line, and missing weights made an error."""
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
         )
+        model, info = loaded
     except Exception as error:  # foreign code: OSError, SafetensorError, KeyError, ... and none of them ours
         raise ModelError(f"cannot load the target model {source}: {first_line(error)}") from error
     broken = sorted({*map(str, info["missing_keys"]), *map(str, info["mismatched_keys"])})

@@ -7,6 +7,7 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import cast
 
 import tritonclient.grpc as triton
 import uvicorn
@@ -136,7 +137,7 @@ def main(args: argparse.Namespace) -> int:
     sock = _listen(args.host, args.port)
     with sock:
         device = load_device(args)
-        spare = Spare(device.connect)
+        spare = Spare(cast("Callable[[], GrpcStream]", device.connect))  # what `load_device` connects with
         device.connect, device.prepare = spare.take, spare.prepare
         gateway = Gateway(device, Sessions(device, args.max_sessions, args.max_requests))
         config = uvicorn.Config(

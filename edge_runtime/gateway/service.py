@@ -77,7 +77,8 @@ class Gateway:
         """All tokens of a request, and its text."""
 
         async def collect(generation: Generation) -> tuple[list[Token], str]:
-            tokens, tail = [], ""
+            tokens: list[Token] = []
+            tail = ""
             async for batch in generation:
                 tokens += batch.tokens
                 tail = batch.tail

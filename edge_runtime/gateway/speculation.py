@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from edge_runtime.gateway.drafting import DraftShare
-from wisp_plugin.controller import Calibration, Chain, SpeculationController
+from wisp_plugin.acceptance_model import Calibration
+from wisp_plugin.controller import Chain, SpeculationController
 from wisp_plugin.draft_stats import DraftStats
 from wisp_plugin.pace import Pace
 
