@@ -25,13 +25,18 @@ REDUCED_AXES: tuple[Sequence[Any], ...] = ((1.1, 1.5, 4.0), ("slow", "fast"), (2
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A cell. `tpot_passes` 0: three classes at 1.1, 1.5 and 2.5 unloaded passes. RTTs in ms (lowest, highest)."""
+    """A cell. `tpot_passes` 0: three classes at 1.1, 1.5 and 2.5 unloaded passes. RTTs in ms (lowest, highest).
+
+    `prefill_factor`: a device reads its prompt so many times as fast as it drafts, and only then begins to; 0: in no
+    time.
+    """
 
     tpot_passes: float
     speeds: str
     rtt_ms: tuple[float, float]
     draft: str
     profile: str = DEFAULT
+    prefill_factor: float = 0.0
 
     @property
     def name(self) -> str:
@@ -39,7 +44,8 @@ class Cell:
         slo = f"tpot {self.tpot_passes:g}" if self.tpot_passes else "three classes"
         low, high = self.rtt_ms
         rtt = f"{low:g}" if low == high else f"{low:g}-{high:g}"
-        return f"{slo}, {self.speeds} devices, RTT {rtt} ms, {self.draft}, {self.profile}"
+        reading = f", prompts read at {self.prefill_factor:g} times draft speed" if self.prefill_factor else ""
+        return f"{slo}, {self.speeds} devices, RTT {rtt} ms, {self.draft}, {self.profile}{reading}"
 
     def scenario(self, timing: Timing, seed: int) -> Scenario:
         """The cell's scenario, without a system and with few devices."""
@@ -65,6 +71,7 @@ class Cell:
             draft_step=draft_step_on(self.profile, costs.norm),
             noise_sigma=0.03,
             kv_tokens=kv_tokens(),
+            prefill_factor=self.prefill_factor,
             seed=seed,
         )
 

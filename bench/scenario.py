@@ -31,6 +31,7 @@ class Scenario:
     costs on the server, which then drafts for thin devices (None: devices draft). `server_draft`: the same of a draft
     model that the scheduler uses where devices have nothing ready (see `wisp_plugin.server_drafts`; None: there is
     none), which has KV of `server_draft_kv_tokens`. `draft_step`: what a step would cost on this server, if known.
+    `prefill_factor`: see `Cell`.
     """
 
     workload: Workload = field(default_factory=Workload)
@@ -54,6 +55,7 @@ class Scenario:
     server_draft: Costs | None = None
     draft_step: Costs | None = None
     server_draft_kv_tokens: int = 131_072
+    prefill_factor: float = 0.0
 
     def client_settings(self) -> ClientSettings:
         """What all its devices have in common."""
@@ -63,6 +65,7 @@ class Scenario:
             MESSAGE_TOKENS if self.colocated else self.message_tokens,
             self.warm_up_s,
             self.duration_s,
+            0.0 if self.colocated else self.prefill_factor,
         )
 
     def tokens_of(self, spec: SessionSpec) -> DraftsAlong:

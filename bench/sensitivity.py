@@ -1,4 +1,5 @@
-"""The headline under other assumptions: other traces, other forms of the cost, a measured profile, the same mix.
+"""The headline under other assumptions: other traces, other forms of the cost, a measured profile, devices
+whose own prefill takes time; the same mix.
 
 One seed.
 """
@@ -16,9 +17,10 @@ from bench.scheduler_systems import Lab
 from bench.systems import Kind
 
 MEASURED = "h100-qwen3-32b"  # by `wisp-bench profile --shape qwen3-32b --device cuda` on an H100
+_PREFILL_FACTOR = 10.0  # prompt tokens that a device reads in the time of a draft token; 5 to 20 are usual on CPUs
 SYSTEMS_SHOWN = ("centralized", "sled", "published", "colocated")
 SENSITIVITY_COLUMNS = (
-    "draft", "profile", "capacity of wisp", "goodput of wisp",
+    "draft", "profile", "prefill factor", "capacity of wisp", "goodput of wisp",
     *(f"{figure} / {name}" for figure in ("capacity", "goodput") for name in SYSTEMS_SHOWN),
 )  # fmt: skip
 
@@ -28,7 +30,8 @@ def variants(headline: Cell = MIX) -> list[Cell]:
     drafts = [replace(headline, draft=draft) for draft in DRAFTS if draft != headline.draft]
     profiles = [*(f"{DEFAULT}{suffix}" for suffix in NORMS), MEASURED]
     forms = [replace(headline, profile=profile) for profile in profiles]
-    return [headline, *drafts, *(cell for cell in forms if cell != headline)]
+    reading = replace(headline, prefill_factor=_PREFILL_FACTOR)
+    return [headline, *drafts, *(cell for cell in forms if cell != headline), reading]
 
 
 def sensitivity(
@@ -41,8 +44,8 @@ def sensitivity(
     for comparison in compare_cells(lab, cells, kinds, timing, [seed]):
         cell, bests = comparison.cell, {name: own[0] for name, own in comparison.bests.items()}
         wisp = bests["wisp"]
-        row: dict[str, Any] = {"draft": cell.draft, "profile": cell.profile, "capacity": wisp.capacity,
-                               "goodput": wisp.peak_goodput}  # fmt: skip
+        row: dict[str, Any] = {"draft": cell.draft, "profile": cell.profile, "prefill_factor": cell.prefill_factor,
+                               "capacity": wisp.capacity, "goodput": wisp.peak_goodput}  # fmt: skip
         row |= {f"capacity_vs_{n}": _ratio(wisp.capacity, bests[n].capacity) for n in SYSTEMS_SHOWN}
         row |= {f"goodput_vs_{n}": _ratio(wisp.peak_goodput, bests[n].peak_goodput) for n in SYSTEMS_SHOWN}
         row["settings"] = {name: [best.capacity_setting, best.peak_setting] for name, best in bests.items()}

@@ -91,6 +91,7 @@ class ClientSettings:
     message_tokens: int
     warm_up_s: float
     duration_s: float
+    prefill_factor: float = 0.0  # see `Cell`
 
 
 class SimulatedClient:
@@ -127,8 +128,21 @@ class SimulatedClient:
 
     def open(self, _: Any = None) -> None:
         """Open the session, or try again after a refusal, and start to draft."""
-        self._is_refused = False
+        is_first, self._is_refused = not self._is_refused, False
         self._transmit(self.edge.reopen())
+        if is_first and self._settings.prefill_factor:
+            self._read_prompt()
+        self._advance()
+
+    def _read_prompt(self) -> None:
+        """The device's own prefill: no draft step runs meanwhile."""
+        self._is_drafting = True
+        now_s = self._events.now_s
+        draft_s = self._device.draft_step_s(now_s) * self.record.spec.prompt_len
+        self._events.schedule(now_s + draft_s / self._settings.prefill_factor, self._has_read, None)
+
+    def _has_read(self, _: Any) -> None:
+        self._is_drafting = False
         self._advance()
 
     def answer(self, commit: Commit) -> None:

@@ -31,3 +31,13 @@ def test_first_tokens_do_not_pay_for_a_class_that_cannot_be_helped() -> None:
     figures = simulate(setting.serve(cell.scenario(Timing(), 0), cell.draft).with_devices(12)).figures()
     assert figures["attainment_medium"] >= 0.95
     assert figures["attainment_loose"] >= 0.95
+
+
+@pytest.mark.parametrize(("factor", "drafts"), [(0.0, True), (1e6, True), (10.0, True), (1e-3, False)])
+def test_a_device_drafts_when_it_has_read_its_prompt(factor: float, drafts: bool) -> None:
+    cell = replace(MIX, prefill_factor=factor)
+    result = simulate(WISP.settings[0].serve(cell.scenario(_TIMING, 0), cell.draft).with_devices(3))
+    assert (result.drafting_s > 0) is drafts
+    assert (result.server.verified > 0) is drafts
+    at_once = simulate(WISP.settings[0].serve(MIX.scenario(_TIMING, 0), MIX.draft).with_devices(3))
+    assert (result.server.accepted < at_once.server.accepted) is (factor in (10.0, 1e-3))
