@@ -3,8 +3,9 @@
     wisp-bench simulator
 
 The mix of the comparison (bench/SIMULATION.md), served by WISP: every draft step, message, decision and commit goes
-through the real sessions of both sides, scheduler and estimator. Asked: a minute of 1,000 devices in at most 60 s of
-one core. `us_per_token`: of a core, for a committed token and all that belongs to it.
+through the real sessions of both sides, scheduler and estimator, devices drafting alone. KV memory is that of the mix:
+of 1,000 devices some forty are served at a time, and the others wait. Asked: a minute of them in at most 60 s of one
+core. `us_per_token`: of a core, for a committed token and all that belongs to it.
 """
 
 from __future__ import annotations
