@@ -98,7 +98,8 @@ class Timing:
 
     @property
     def looks_around(self) -> bool:
-        """Whether a search looks beside the hill that it climbs: not in runs that only show that all works."""
+        """Whether a search looks beside the hill that it climbs, and at every setting where single sessions decide: not
+        in runs that only show that all works."""
         return self.suits
 
     def suited_to(self, session_s: float) -> Timing:

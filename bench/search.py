@@ -3,11 +3,14 @@
 Capacity: the usual setting is bisected first. Any other setting has to hold more devices than the best so far, which
 one run tells; only if it does is it followed upwards. So every setting of the sweep is tried, and few runs are long
 ones. Then the neighbours of the best one, until none holds more. While the best holds so few devices that single
-sessions decide, every setting is bisected for itself. Peak goodput: every setting is tried at the number of devices
-that gave the most so far, with as many as it has KV memory for (if that differs), with fewer (what drafts more may do
-best there) and, among several classes, with twice as many (what gives up a class may); the best one with fewer and more
-too, as the hill is a bumpy one (neither of the two in short runs, `Timing.looks_around`), and it climbs from there, up
-or down, first in large steps, then in small ones; again its neighbours follow.
+sessions decide, every setting is bisected for itself (*).
+
+Peak goodput: every setting is tried at the number of devices that gave the most so far, with as many as it has KV
+memory for (if that differs), with fewer, as what drafts more may do best there (*), and, among several classes, with
+twice as many (what gives up a class may); the best one with fewer and more too, as the hill is a bumpy one (*), and it
+climbs from there, up or down, first in large steps, then in small ones; again its neighbours follow.
+
+(*) Not in short runs, see `Timing.looks_around`.
 Attainment is taken to fall with the number of devices. Runs are random in their sessions, so all this holds to a few
 percent with one seed.
 """
@@ -118,7 +121,7 @@ class Search:
 
     def _more_than(self, most: int, setting: Setting) -> int:
         """The most devices of a setting, or anything up to `most` if it holds no more than those."""
-        if most < _FEW_DEVICES:
+        if most < _FEW_DEVICES and self._looks_around:
             return self._bisect(setting, 0, self._leader()[1])
         above = most + max(1, round(self._resolution * most))
         holds_more = above <= self._most and self.holds(setting, above)
