@@ -18,6 +18,7 @@ from bench.systems import Kind, Setting, reachable
 
 MOST = 2  # for capacity, and as many for the peak
 CLOSE_CAPACITY, CLOSE_PEAK = 0.9, 0.97
+_JUST_FAILS = 0.9  # an attainment
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,21 +44,17 @@ def finalists_of(kind: Kind, swept: Best) -> list[Finalist]:
     """At most `MOST` for capacity and as many for the peak; what has won the sweep is always among them."""
     held, peaks = dict[str, tuple[float, int]](), dict[str, tuple[float, int]]()
     for name, num_devices, attainment, goodput in swept.runs:
-        # A run that just fails tells of nearly as many devices as one that holds.
-        held[name] = max(held.get(name, (0.0, 0)), (num_devices * min(1.0, attainment / ATTAINMENT), num_devices))
+        if attainment >= _JUST_FAILS:  # such a run tells of nearly as many devices as one that holds
+            held[name] = max(held.get(name, (0.0, 0)), (num_devices * min(1.0, attainment / ATTAINMENT), num_devices))
         peaks[name] = max(peaks.get(name, (0.0, 0)), (goodput, num_devices))
-    # With so few devices that hold, every setting was bisected, and a run far beyond tells nothing.
-    close = _close(held, CLOSE_CAPACITY * swept.capacity) if swept.capacity > 1 else []
-    holders = list(dict.fromkeys([swept.capacity_setting, *close]))[:MOST]
+    holders = list(dict.fromkeys([swept.capacity_setting, *_close(held, CLOSE_CAPACITY * swept.capacity)]))[:MOST]
     leaders: list[str] = []
     if swept.has_peak:
         leaders = list(dict.fromkeys([swept.peak_setting, *_close(peaks, CLOSE_PEAK * swept.peak_goodput)]))[:MOST]
+    # A hill of goodput is a bumpy one: who is to climb it begins where the peak was, whatever else is asked of it.
+    first = {name: max(1, peaks[name][1] if name in leaders else swept.capacity) for name in (*holders, *leaders)}
     by_name = reachable(kind.settings)
-    return [
-        Finalist(by_name[name], max(1, swept.capacity if name in holders else peaks[name][1]), name in holders,
-                 name in leaders)
-        for name in dict.fromkeys([*holders, *leaders])
-    ]  # fmt: skip
+    return [Finalist(by_name[name], at, name in holders, name in leaders) for name, at in first.items()]
 
 
 def _close(scores: Mapping[str, tuple[float, int]], least: float) -> list[str]:

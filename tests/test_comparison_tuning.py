@@ -107,6 +107,14 @@ def test_finalists_are_few_and_close() -> None:
     assert [finalist.setting for finalist in finalists_of(X, swept)] == [X.settings[0]]
 
 
+def test_a_search_for_the_peak_begins_where_it_was() -> None:
+    """Also where the same setting holds most devices: from there another hill might be climbed."""
+    name, other = str(LEADER), str(POOR)
+    runs = [(name, 20, 0.96, 300.0), (name, 50, 0.7, 600.0), (other, 50, 0.7, 100.0), (other, 20, 0.5, 100.0)]
+    (only,) = finalists_of(X, Best("x", 20, name, {}, 600.0, 50, name, {}, runs))
+    assert (only.setting, only.first, only.for_capacity, only.for_peak) == (LEADER, 50, True, True)
+
+
 def test_seeds_belong_together(asked: list[Question]) -> None:
     """A ratio is of runs with the same sessions, seed by seed."""
     with Lab(1) as lab:
