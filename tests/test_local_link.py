@@ -138,7 +138,7 @@ def test_a_verifier_that_vanishes_and_comes_back(at: str, calls: LocalCalls) -> 
     stuck = threading.Event()
     side = Side(at, FakeVerifier(num_blocks=256, on_run=lambda: stuck.wait(LIMIT_S) and None))
     _, commits = begin(calls)
-    wait_until(lambda: side.num_sessions == 1)
+    wait_until(lambda: side.num_sessions == 1 and side.server._peers)  # who is read from may not be among them yet
     for peer in side.server._peers:
         peer.close()
     with pytest.raises(TransportError, match="unavailable: the verifier has gone"):
