@@ -114,7 +114,7 @@ def _run_of(world: LiveWorld, cpu_s: float) -> LiveRun:
     )
     return LiveRun(
         result, world.log, world.lag_s, world.received_s, len(world.lag_s), mismatches, sum(s.num_sent for s in stats),
-        sum(s.num_accepted for s in stats), cpu_s, end_s, [cpu_s],
+        sum(s.num_accepted for s in stats), cpu_s, end_s,
     )  # fmt: skip
 
 
@@ -133,7 +133,6 @@ def _merged(runs: Sequence[LiveRun]) -> LiveRun:
         result, log, [lag for run in runs for lag in run.lag_s], [at_s for run in runs for at_s in run.received_s],
         sum(r.num_messages for r in runs), sum(r.num_mismatches for r in runs), sum(r.verified for r in runs),
         sum(r.accepted for r in runs), sum(r.client_cpu_s for r in runs), max(r.elapsed_s for r in runs),
-        [r.client_cpu_s for r in runs],
     )  # fmt: skip
 
 
