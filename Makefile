@@ -47,7 +47,7 @@ demo: setup ## one prompt end to end on this machine: edge drafts, tritonserver 
 	$(call say,demo)
 	$(BIN)/wisp-bench demo
 
-lint: $(VENV)/.installed ## ruff, mypy (strict on wisp_plugin)
+lint: $(VENV)/.installed ## ruff, mypy (all but tests; strict on wisp_plugin)
 	$(call say,lint and types)
 	$(BIN)/ruff check .
 	$(BIN)/mypy

@@ -24,7 +24,7 @@ from bench.controller_free import report_free, run_all
 from bench.controller_model import report_model
 from bench.controller_sync import num_sync_runs, report_sync, run_sync
 from bench.report import Progress, check_targets, finish
-from bench.traces import trace_path
+from bench.traces_folder import trace_path
 from wisp_plugin.acceptance_model import AcceptanceModel, shipped_model
 from wisp_plugin.draft_trace import DraftTrace
 
@@ -75,7 +75,8 @@ def main(args: argparse.Namespace) -> int:
 
 def measure(parts: list[str], draft: str, trace: DraftTrace, model: AcceptanceModel) -> dict[str, Any]:
     """The figures of one draft."""
-    suffix, figures = DRAFTS[draft], {}
+    suffix = DRAFTS[draft]
+    figures: dict[str, Any] = {}
     if "model" in parts:
         figures |= report_model(draft, trace, model, suffix)
     if "sync" in parts or "free" in parts:

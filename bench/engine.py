@@ -128,8 +128,8 @@ def padded_batch(model: PreTrainedModel, items: Sequence[PassItem]) -> PaddedBat
         keys = torch.cat([_left_pad(own.layers[layer].keys, num_cached) for own in caches])
         values = torch.cat([_left_pad(own.layers[layer].values, num_cached) for own in caches])
         cache.update(keys, values, layer)
-    moved = [part.to(model.device) for part in (ids, positions, mask)]
-    return PaddedBatch(*moved, cache)
+    ids, positions, mask = (part.to(model.device) for part in (ids, positions, mask))
+    return PaddedBatch(ids, positions, mask, cache)
 
 
 def _left_pad(part: torch.Tensor, length: int) -> torch.Tensor:
@@ -190,8 +190,8 @@ def measure_choice(verifier: TorchVerifier, items: Sequence[PassItem], rounds: i
 
 def measure_pass_sizes(verifier: TorchVerifier, session: str, rounds: int) -> dict[str, Any]:
     """Forward and choice for one session: decoding (1 token) and verifying drafts."""
-    tokens = np.random.default_rng(0).integers(0, verifier.vocab_size, _PASS_CONTEXT + max(_PASS_TOKENS))
-    tokens = tokens.astype(np.int32)
+    drawn = np.random.default_rng(0).integers(0, verifier.vocab_size, _PASS_CONTEXT + max(_PASS_TOKENS))
+    tokens = drawn.astype(np.int32)
     verifier.release(session)
     verifier.run([PassItem(session, tokens[:_PASS_CONTEXT], 0, 0, _SAMPLED, is_prefill_chunk=True)])
 

@@ -134,8 +134,9 @@ def serve(verifier: TorchVerifier, profile: Profile, num_passes: int, seed: int)
     with report.Progress(len(order), f"held-out passes, {verifier.dtype_name}") as progress:
         for cell, repeated in order:
             features = cell_features(cell)
-            expected = (float(f(features)) for f in (estimator.predict, frozen.predict, estimator.predict_quantile))
-            served.append(Served(cell, *expected, run_pass(verifier, cell, random), repeated))
+            guesses = (estimator.predict, frozen.predict, estimator.predict_quantile)
+            online, offline, quantile = (float(guess(features)) for guess in guesses)
+            served.append(Served(cell, online, offline, quantile, run_pass(verifier, cell, random), repeated))
             estimator.observe(features, served[-1].measured_s)
             progress.step()
     return served

@@ -152,7 +152,8 @@ class Load:
 
     def with_gateway(self) -> Run:
         """A stream for each session."""
-        counts, at_first_end = [0] * self.args.streams, []
+        counts = [0] * self.args.streams
+        at_first_end: list[int] = []
 
         def count(index: int) -> None:
             counts[index] += 1

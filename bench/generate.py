@@ -16,6 +16,7 @@ over gRPC by our own client, in turns. The difference: tokenizer, the way from m
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import time
 import urllib.request
@@ -149,7 +150,7 @@ def compare(http_url: str, text: str, num_tokens: int, rounds: int) -> float:
         return generate(http_url, text, chat=True, max_tokens=num_tokens, seed=0, lookup=lookup)
 
     ask("off")  # the prompt's KV is held from now on: neither of the two pays for it
-    found = alternate({name: lambda name=name: ask(name) for name in ("off", "auto")}, rounds)
+    found = alternate({name: functools.partial(ask, name) for name in ("off", "auto")}, rounds)
     answers = {json.dumps(answer, sort_keys=True) for results in found.values() for _, answer in results}
     assert len(answers) == 1, f"lookup changes the text of {text[:60]!r}"
     return median(off / auto for (off, _), (auto, _) in zip(found["off"], found["auto"], strict=True))
@@ -169,7 +170,8 @@ def report_path(http_url: str, grpc_url: str, rounds: int) -> dict[str, float]:
         asked = {"max_tokens": num_tokens, "ignore_eos": True, "lookup": "off"}
         return generate(http_url, PATH_PROMPT, **asked)[0]
 
-    rows, figures = [], {}
+    rows: list[list[Any]] = []
+    figures: dict[str, Any] = {}
     for num_tokens in (1, 32):
         ways = {"bare": lambda n=num_tokens: bare(n), "generate": lambda n=num_tokens: text(n)}
         times_s = alternate(ways, 4 * rounds)

@@ -120,8 +120,8 @@ class Load:
         make_controller()  # the rule is one that there is
         workload = Workload(
             num_devices=num_devices,
-            drafted_tokens_per_s=tuple(speed / scale for speed in args.speed),  # type: ignore[arg-type]
-            rtt_s=tuple(scale * rtt / 1e3 for rtt in args.rtt),  # type: ignore[arg-type]
+            drafted_tokens_per_s=tuple(speed / scale for speed in args.speed),
+            rtt_s=tuple(scale * rtt / 1e3 for rtt in args.rtt),
             jitter_s=scale * args.jitter / 1e3,
             classes=tuple(dataclasses.replace(c, tpot_passes=args.slo * c.tpot_passes) for c in CLASSES),
             unloaded_pass_s=unloaded_pass_s(costs),

@@ -97,7 +97,8 @@ def main(args: argparse.Namespace) -> int:
 def checked(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments with their defaults. Raises ConfigError."""
     sizes = _QUICK if args.quick else _FULL
-    config = {name: value if getattr(args, name) is None else getattr(args, name) for name, value in sizes.items()}
+    given = {name: getattr(args, name) for name in sizes}
+    config: dict[str, Any] = {name: sizes[name] if value is None else value for name, value in given.items()}
     modes = ("sync" if args.transport == "unary" else "free,sync") if args.modes is None else args.modes
     config |= {"sessions": args.sessions, "drafts": args.drafts.split(","), "modes": modes.split(",")}
     config |= {"transport": args.transport, "device": str(resolve_device(args.device))}

@@ -27,9 +27,9 @@ from bench.report import Progress
 from triton_models.torch_verifier import TorchVerifier, load_verifier
 from wisp_plugin.config import EngineConfig, VerifierConfig
 from wisp_plugin.coupling import choose_token, count_accepted
+from wisp_plugin.kv_admission import KvAccount
 from wisp_plugin.messages import Open, Sampling, Slo, Tokens
 from wisp_plugin.protocols import Verifier
-from wisp_plugin.scheduler import KvAccount
 
 Floats = npt.NDArray[np.float64]
 Pairs = npt.NDArray[np.int64]  # [N, 2]: the first two tokens of N sessions

@@ -31,9 +31,10 @@ from wisp_plugin.coupling import count_accepted
 from wisp_plugin.engine import Engine
 from wisp_plugin.errors import WispError
 from wisp_plugin.estimator import Costs, Estimator
+from wisp_plugin.kv_admission import KvAccount
 from wisp_plugin.messages import Commit, Draft, Mode, Open, PassItem, PassOutcome, Tokens
 from wisp_plugin.protocols import Verifier
-from wisp_plugin.scheduler import KvAccount, make_scheduler
+from wisp_plugin.scheduler import make_scheduler
 
 _PASS_TOKENS = 96  # at most: so small that prefills come in chunks, beside verification
 _TICK_S = 1e-3  # the clock of these runs: it counts looks at it, so that runs are repeatable

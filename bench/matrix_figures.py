@@ -100,9 +100,9 @@ def _against_systems(results: Sequence[CellResult], figure: str) -> dict[str, An
             figures[f"{figure}_vs_{name}_gm"] = geometric_mean(known)
             figures[f"{figure}_vs_{name}_gm_cells"] = len(known)
     for speeds in dict.fromkeys(r.cell.speeds for r in results):
-        known = [against(r, figure, "published") for r in results if r.cell.speeds == speeds]
+        found = [against(r, figure, "published") for r in results if r.cell.speeds == speeds]
         name = f"{figure}_vs_published_gm_{speeds}_devices"
-        figures[name] = geometric_mean([ratio for ratio in known if ratio is not None])
+        figures[name] = geometric_mean([ratio for ratio in found if ratio is not None])
     return figures
 
 

@@ -114,7 +114,8 @@ def whole_results(
 
 def seen_by(kind: Kind, cell: Cell) -> Cell:
     """The cell without what makes no difference to a system: equal for cells that are the same to it."""
-    return replace(cell, **{name: "any" for name in ("speeds", "draft") if name not in kind.sees})
+    speeds, draft = (getattr(cell, name) if name in kind.sees else "any" for name in ("speeds", "draft"))
+    return replace(cell, speeds=speeds, draft=draft)
 
 
 def same_to(kind: Kind, cell: Cell, parts: Parts) -> Part | None:

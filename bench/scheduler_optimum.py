@@ -112,7 +112,7 @@ def random_candidates(random: np.random.Generator) -> Candidates:
         own_acceptance=np.full(num, 0.75),
         is_lost=(random.random(num) < 0.05).astype(np.float64),
         survival=survival,
-        **dict.fromkeys(_OF_HOLDING, np.zeros(num)),
+        **dict.fromkeys(_OF_HOLDING, np.zeros(num)),  # type: ignore[arg-type]
     )
 
 

@@ -115,7 +115,7 @@ def _next_to(value: int, steps: Sequence[int]) -> list[int]:
     if value not in steps:
         return []
     at = steps.index(value)
-    return list(steps[max(0, at - 1) : at] + steps[at + 1 : at + 2])
+    return [*steps[max(0, at - 1) : at], *steps[at + 1 : at + 2]]
 
 
 def reachable(settings: Sequence[Setting]) -> dict[str, Setting]:
