@@ -12,12 +12,10 @@ from bench.systems import Kind, reachable
 
 
 def on_seeds(
-    lab: Lab, cell: Cell, kinds: Sequence[Kind], tuned: Mapping[str, Best], timing: Timing, seeds: Sequence[int],
-    wants_peak: bool = True,
-) -> dict[str, list[Best]]:  # fmt: skip
+    lab: Lab, cell: Cell, kinds: Sequence[Kind], tuned: Mapping[str, Best], timing: Timing, seeds: Sequence[int]
+) -> dict[str, list[Best]]:
     """Capacity and peak of every system on these seeds, with the settings that were `tuned` on another one."""
-    asked = [(kind.name, _at_best(cell, kind, tuned[kind.name], timing, seed, wants_peak))
-             for seed in seeds for kind in kinds]  # fmt: skip
+    asked = [(kind.name, _at_best(cell, kind, tuned[kind.name], timing, seed)) for seed in seeds for kind in kinds]
     questions = [question for _, own in asked for question in own]
     answers = iter(lab.map("seeds", find_best, questions, note=str)) if questions else iter(())
     bests: dict[str, list[Best]] = {kind.name: [] for kind in kinds}
@@ -28,17 +26,15 @@ def on_seeds(
 
 def on_seed(cell: Cell, kind: Kind, tuned: Best, timing: Timing, seed: int) -> Best:
     """Capacity and peak of one system on one seed, with the settings that were `tuned` on another one."""
-    return _joined([find_best(question) for question in _at_best(cell, kind, tuned, timing, seed, wants_peak=True)])
+    return _joined([find_best(question) for question in _at_best(cell, kind, tuned, timing, seed)])
 
 
-def _at_best(cell: Cell, kind: Kind, best: Best, timing: Timing, seed: int, wants_peak: bool) -> list[Question]:
+def _at_best(cell: Cell, kind: Kind, best: Best, timing: Timing, seed: int) -> list[Question]:
     """One question, or two if capacity and peak have different settings. What holds nobody may still have a peak: it
     is looked for from where it was before."""
     by_name = reachable(kind.settings)
     holder, leader = by_name[best.capacity_setting], by_name[best.peak_setting]
     held = Question(cell, kind.only(holder), timing, seed, max(1, best.capacity), wants_peak=False)
-    if not wants_peak:
-        return [held]
     peak = Question(cell, kind.only(leader), timing, seed, max(1, best.peak_devices))
     return [peak] if holder == leader else [held, peak]
 
