@@ -81,13 +81,15 @@ class TestSystems:
             "def ask(_):\n    print(os.getpid(), flush=True)\n    time.sleep(60)\n"
             "with Lab(2) as lab:\n    lab.map('test', ask, range(6))\n"
         )
-        process = subprocess.Popen(
-            [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        assert process.stdout is not None
-        workers = [int(process.stdout.readline()) for _ in range(2)]
-        process.send_signal(number)
-        process.wait(20)
+        command = [sys.executable, "-c", script]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+            try:
+                assert process.stdout is not None
+                workers = [int(process.stdout.readline()) for _ in range(2)]
+                process.send_signal(number)
+                process.wait(20)
+            finally:
+                process.kill()
         deadline_s = time.monotonic() + 20
         while any(is_running(worker) for worker in workers):
             assert time.monotonic() < deadline_s, "a worker goes on"
