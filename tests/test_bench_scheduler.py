@@ -78,7 +78,8 @@ class TestSystems:
     def test_what_is_stopped_leaves_no_process_behind(self, number: signal.Signals) -> None:
         script = (
             "import os, time\nfrom bench.scheduler_systems import Lab\n"
-            "def ask(_):\n    print(os.getpid(), flush=True)\n    time.sleep(60)\n"
+            # One write: an unbuffered print makes two, and those of two workers can meet in one line.
+            "def ask(_):\n    os.write(1, f'{os.getpid()}\\n'.encode())\n    time.sleep(60)\n"
             "with Lab(2) as lab:\n    lab.map('test', ask, range(6))\n"
         )
         command = [sys.executable, "-c", script]
