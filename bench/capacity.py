@@ -23,8 +23,8 @@ from bench.comparison import SUMMARY_COLUMNS, Comparison, compare, ratio_figures
 from bench.comparison_command import add_common, asked, assumptions, means_of, page_of, systems_figures
 from bench.distance_check import CHECK_COLUMNS, check, rows_of
 from bench.intervals import mean_interval
+from bench.lab import Lab
 from bench.report import finish, print_table
-from bench.scheduler_systems import Lab
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from bench.cells import Cell, Timing
 from bench.finalists import Asked, run_finals
 from bench.intervals import Interval, mean_interval, ratio_interval
-from bench.scheduler_systems import Lab
+from bench.lab import Lab
 from bench.search import Best, Question, best_of, find_best, tight_interference_ms
 from bench.systems import BASELINES, SYSTEMS, Kind
 

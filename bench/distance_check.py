@@ -19,8 +19,8 @@ from typing import Any
 from bench.baseline_rules import RuleSpec
 from bench.cells import Cell, Timing
 from bench.gpu_cost import line
+from bench.lab import Figures, Lab, mean_figures
 from bench.scenario import Scenario
-from bench.scheduler_systems import Figures, Lab, mean_figures
 from bench.search import Search
 from bench.sim_colocated import DraftingCost
 from bench.simulator import simulate

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bench.cells import Cell, Timing
-from bench.scheduler_systems import Lab
+from bench.lab import Lab
 from bench.search import ATTAINMENT, Best, Question, find_best
 from bench.systems import Kind, Setting, reachable
 

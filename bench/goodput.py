@@ -23,8 +23,8 @@ from bench.arguments import make_report_folder, report_in
 from bench.cells import Cell, Timing
 from bench.comparison import SUMMARY_COLUMNS, Comparison, compare, ratio_figures, summary_rows
 from bench.comparison_command import add_common, asked, assumptions, lists, means_of, page_of, systems_figures
+from bench.lab import Lab
 from bench.report import finish, print_table
-from bench.scheduler_systems import Lab
 from bench.search import measure_in
 from bench.sensitivity import SENSITIVITY_COLUMNS, sensitivity, table_rows, variants
 from bench.systems import Kind, reachable

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bench.cells import Cell
+from bench.lab import Lab
 from bench.matrix_run import MatrixRuns
 from bench.matrix_state import CellResult, Part, Parts, append_part, key_of, load_parts, same_to, whole_results
 from bench.more_seeds import on_seeds
 from bench.report import Progress
-from bench.scheduler_systems import Lab
 from bench.search import Best
 from bench.systems import Kind, reachable
 from wisp_plugin.errors import ConfigError

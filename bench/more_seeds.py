@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from bench.cells import Cell, Timing
-from bench.scheduler_systems import Lab
+from bench.lab import Lab
 from bench.search import Best, Question, find_best
 from bench.systems import Kind, reachable
 

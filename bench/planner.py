@@ -31,9 +31,9 @@ from bench.cells import DRAFTS, Timing
 from bench.comparison_command import num_cores
 from bench.gpu_cost import unloaded_pass_s
 from bench.gpu_profile import DEFAULT, draft_step_on, find_profile, is_derived, knows_draft_step, kv_tokens
+from bench.lab import Lab
 from bench.report import finish, print_table
 from bench.scenario import Scenario
-from bench.scheduler_systems import Lab
 from bench.search import ATTAINMENT, MOST_DEVICES, Search
 from bench.simulator import simulate
 from bench.systems import SLO_CENTRAL, WISP, Setting

@@ -18,7 +18,7 @@ import os
 from typing import Any
 
 from bench import report, scheduler_capacity, scheduler_compare, scheduler_hold, scheduler_optimum, scheduler_plan
-from bench.scheduler_systems import Lab
+from bench.lab import Lab
 
 _TARGETS = {
     "plan": scheduler_plan.TARGETS,

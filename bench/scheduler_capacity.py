@@ -13,9 +13,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from bench.lab import Lab
 from bench.report import print_table
 from bench.scenario import Scenario
-from bench.scheduler_systems import CHUNKS, WISP, Lab, best_centralized
+from bench.scheduler_systems import CHUNKS, WISP, best_centralized
 from bench.workload import Workload
 from wisp_plugin.wisp_policy import WispParameters
 

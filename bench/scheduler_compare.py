@@ -17,6 +17,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from bench.lab import Figures, Lab
 from bench.report import print_table
 from bench.scenario import Scenario
 from bench.scheduler_systems import (
@@ -26,8 +27,6 @@ from bench.scheduler_systems import (
     WARM_UP_S,
     WISP,
     WISP_ALONE,
-    Figures,
-    Lab,
     System,
     best_centralized,
     tune,

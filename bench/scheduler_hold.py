@@ -11,9 +11,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from bench.lab import Lab
 from bench.report import print_table
 from bench.scenario import Scenario
-from bench.scheduler_systems import WARM_UP_S, WISP, Lab
+from bench.scheduler_systems import WARM_UP_S, WISP
 from bench.workload import SloClass, Workload
 from wisp_plugin.wisp_policy import WispParameters
 

@@ -1,4 +1,4 @@
-"""Systems that `wisp-bench scheduler` compares, what may be tuned about the baselines, and runs side by side.
+"""Systems that `wisp-bench scheduler` compares, and what may be tuned about the baselines.
 
 A baseline is compared at its best. Its settings are tried in short runs, first all of its kind with one chunk size,
 then all chunk sizes with the best of these. The best goodput of arrivals wins, then attainment, then the earlier.
@@ -7,25 +7,18 @@ then all chunk sizes with the best of these. The best goodput of arrivals wins, 
 from __future__ import annotations
 
 import itertools
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
-from bench.report import Progress, print_table
+from bench.lab import Figures, Lab
+from bench.report import print_table
 from bench.scenario import Scenario
-from bench.simulator import capacity, simulate
+from bench.simulator import capacity
 from wisp_plugin.messages import Mode
 from wisp_plugin.wisp_policy import Wisp, WispParameters
 
-T = TypeVar("T")
-Figures = dict[str, float]
 CHUNKS = (64, 96, 128, 192, 256, 512)
 FREE_AHEAD = (3, 6)
 SLED_AHEAD, SLED_SESSIONS, SLED_WAIT_MS = (2, 4, 6, 8), (8, 16, 64), (0.0, 10.0)  # 64: all that wait
@@ -103,79 +96,6 @@ BASELINES: tuple[list[System], ...] = (
     with_drafts("continuous"),
     centralized(),
 )
-
-
-def _begin_work() -> None:
-    """First in a worker: an interrupt is for the parent to handle, and when the parent has ended, nobody works on."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
-
-
-def _end_with(parent: Any) -> None:
-    parent.join()
-    os._exit(1)
-
-
-class Lab:
-    """Runs scenarios on several cores; results come in the order of the questions and do not depend on the cores.
-
-    An exception in its `with`, an interrupt among them, ends what runs.
-    """
-
-    def __init__(self, num_jobs: int) -> None:
-        self._num_jobs = num_jobs
-        self._pool: Executor | None = ProcessPoolExecutor(num_jobs, initializer=_begin_work) if num_jobs > 1 else None
-
-    def __enter__(self) -> Lab:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if self._pool is None:
-            return
-        if kind is not None:
-            for worker in multiprocessing.active_children():
-                worker.terminate()
-        self._pool.shutdown(cancel_futures=True)
-
-    def map(
-        self, label: str, ask: Callable[[Any], T], questions: Sequence[Any], note: Callable[[T], str] = lambda _: ""
-    ) -> list[T]:
-        """The answers to all questions, with progress under `label` and what `note` says of the newest answer."""
-        answers: Iterable[T] = self._pool.map(ask, questions) if self._pool else map(ask, questions)
-        result = []
-        with Progress(len(questions), label) as progress:
-            for answer in answers:
-                result.append(answer)
-                progress.step(note=note(answer))
-        return result
-
-    def as_they_come(self, ask: Callable[[Any], T], questions: Sequence[Any]) -> Iterator[T]:
-        """The answers in the order in which they are ready; the questions are begun in theirs."""
-        if self._pool is None:
-            yield from map(ask, questions)
-            return
-        for answered in as_completed([self._pool.submit(ask, question) for question in questions]):
-            yield answered.result()
-
-    def means(self, label: str, scenarios: Sequence[Scenario], num_seeds: int) -> list[Figures]:
-        """Figures of each scenario, each the mean over the same seeds."""
-        seeded = [scenario.with_seed(scenario.seed + i) for scenario in scenarios for i in range(num_seeds)]
-        runs = self.map(label, figures_of, seeded)
-        return [mean_figures(runs[i : i + num_seeds]) for i in range(0, len(runs), num_seeds)]
-
-    def capacity(self, label: str, scenario: Scenario, num_seeds: int) -> int:
-        """Capacity of a scenario; the attainment is the mean over the seeds, which run side by side."""
-        return capacity(scenario, measure=lambda one: self.means(label, [one], num_seeds)[0]["attainment"])
-
-
-def figures_of(scenario: Scenario) -> Figures:
-    """Figures of one run."""
-    return simulate(scenario).figures()
-
-
-def mean_figures(runs: Sequence[Figures]) -> Figures:
-    """Mean of each figure."""
-    return {name: sum(run[name] for run in runs) / len(runs) for name in runs[0]}
 
 
 def tune(lab: Lab, base: Scenario, kinds: Sequence[Sequence[System]], chunks: Sequence[int] = CHUNKS) -> list[System]:

@@ -13,7 +13,7 @@ from typing import Any
 from bench.cells import DRAFTS, MIX, Cell, Timing
 from bench.comparison import chosen_kinds, compare_cells
 from bench.gpu_profile import DEFAULT, NORMS
-from bench.scheduler_systems import Lab
+from bench.lab import Lab
 from bench.systems import Kind
 
 MEASURED = "h100-qwen3-32b"  # by `wisp-bench profile --shape qwen3-32b --device cuda` on an H100

@@ -15,20 +15,10 @@ import numpy as np
 import pytest
 
 from bench import cli, scheduler, scheduler_compare, scheduler_optimum, scheduler_plan
+from bench.lab import Figures, Lab, figures_of, mean_figures
 from bench.scenario import Scenario
 from bench.scheduler_compare import Served
-from bench.scheduler_systems import (
-    BASELINES,
-    CHUNKS,
-    WISP,
-    Figures,
-    Lab,
-    System,
-    figures_of,
-    mean_figures,
-    tune,
-    with_drafts,
-)
+from bench.scheduler_systems import BASELINES, CHUNKS, WISP, System, tune, with_drafts
 from bench.workload import Workload
 from wisp_plugin.config import EngineConfig
 from wisp_plugin.estimator import Estimator
@@ -77,7 +67,7 @@ class TestSystems:
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_what_is_stopped_leaves_no_process_behind(self, number: signal.Signals) -> None:
         script = (
-            "import os, time\nfrom bench.scheduler_systems import Lab\n"
+            "import os, time\nfrom bench.lab import Lab\n"
             # One write: an unbuffered print makes two, and those of two workers can meet in one line.
             "def ask(_):\n    os.write(1, f'{os.getpid()}\\n'.encode())\n    time.sleep(60)\n"
             "with Lab(2) as lab:\n    lab.map('test', ask, range(6))\n"

@@ -16,7 +16,7 @@ from bench.comparison_command import goodput_ceiling
 from bench.gpu_cost import unloaded_pass_s
 from bench.gpu_profile import DEFAULT, NORMS, QWEN3_06B, QWEN3_32B, derive, find_profile, is_derived, kv_tokens
 from bench.intervals import mean_interval, ratio_interval
-from bench.scheduler_systems import Lab
+from bench.lab import Lab
 from bench.simulator import simulate
 from bench.systems import ABLATIONS, FEW, FULL, SYSTEMS, WISP
 from tests.comparison_fakes import best_of, document_of

@@ -9,7 +9,7 @@ from bench.baseline_rules import RuleSpec
 from bench.cells import MEDIUM, MIX, QUICK
 from bench.comparison import compare
 from bench.finalists import MOST, finalists_of
-from bench.scheduler_systems import Lab
+from bench.lab import Lab
 from bench.search import Best, Question
 from bench.systems import WISP, Kind, Setting, neighbours
 
