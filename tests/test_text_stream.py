@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wisp_plugin.text_stream import MAX_HELD_TOKENS, TextStream
+from wisp_plugin.text_stream import MAX_HELD_TOKENS, Detokenizer, TextStream
 
 
 def decode(ids: Sequence[int]) -> str:
@@ -37,6 +37,14 @@ def test_a_character_that_never_ends_is_told_as_such() -> None:
     assert stream.flush() == "\ufffd"
     assert stream.flush() == ""
     assert stream.text == "a\ufffd"
+
+
+@pytest.mark.parametrize("num_tokens", [1, 63, 64, 65, 200])
+def test_many_tokens_at_once_that_end_within_a_character(num_tokens: int) -> None:
+    characters = Detokenizer(decode)
+    tokens = b"a" * (num_tokens - 1) + "é".encode()
+    assert characters.push(tokens[:num_tokens]) == "a" * (num_tokens - 1)
+    assert characters.push(tokens[num_tokens:]) == "é"
 
 
 def test_bytes_that_are_no_text_are_not_held_for_ever() -> None:

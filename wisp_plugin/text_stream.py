@@ -37,8 +37,11 @@ class Detokenizer:
 
     def push(self, ids: TokenIds) -> str:
         """The new complete text after `ids`; empty if they end within a character."""
+        return "".join([self._push_one(int(i)) for i in ids])  # 64 at once may well be text
+
+    def _push_one(self, token: int) -> str:
         start = len(self._ids)
-        self._ids.extend(int(i) for i in ids)
+        self._ids.append(token)
         text = self._decode()
         are_enough = len(self._ids) - self._num_given >= MAX_HELD_TOKENS
         if len(text) <= len(self._given):
