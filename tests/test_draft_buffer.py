@@ -226,6 +226,17 @@ def test_a_device_that_promises_what_never_comes_true_is_not_believed() -> None:
     assert survival[-1] < 0.01
 
 
+def test_promises_count_though_the_last_message_makes_none() -> None:
+    session = started(max_new_tokens=400)
+    for _ in range(8):
+        at = session.num_committed
+        session.on_draft(certain(at, *[GARBAGE] * 8), 1.0)
+        session.on_draft(make_draft(at + 8, GARBAGE, seen=at), 1.0)
+        give_pass(session, 5)
+    session.on_draft(certain(session.num_committed, *[GARBAGE] * 8), 1.0)
+    assert survival(session)[-1] < 0.01
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.sampled_from([0.6, 0.8, 0.9, 0.97]), min_size=1, max_size=60), st.integers(0, 1000))
 def test_a_device_that_promises_what_it_can_keep_is_believed(rates: list[float], seed: int) -> None:
@@ -239,11 +250,15 @@ def test_a_device_that_promises_what_it_can_keep_is_believed(rates: list[float],
         give_pass(session, *[7] * num_right, 9)
 
 
-def test_of_rounds_that_hardly_ever_hold_little_is_verified() -> None:
+@pytest.mark.parametrize("message_tokens", [64, 7, 1])
+def test_of_rounds_that_hardly_ever_hold_little_is_verified(message_tokens: int) -> None:
     session = started(max_new_tokens=4000, mode=Mode.SYNC)
     lengths = []
     for _ in range(40):
-        session.on_draft(make_draft(session.num_committed, *[GARBAGE] * 64), 1.0)
+        at = session.num_committed
+        for i in range(0, 64, message_tokens):
+            num_tokens = min(message_tokens, 64 - i)
+            session.on_draft(make_draft(at + i, *[GARBAGE] * num_tokens, seen=at), 1.0)
         lengths.append(session.num_buffered)
         give_pass(session, 5)
     assert lengths[0] == 64

@@ -99,7 +99,7 @@ class Trust:
 class DraftBuffer:
     """Draft tokens in `tokens[num_committed : num_committed + num_tokens]`."""
 
-    __slots__ = ("_chain_end", "_chain_start", "_is_told", "_rate", "_survival", "_tokens", "_trust", "counts",
+    __slots__ = ("_chain_end", "_chain_start", "_rate", "_survival", "_tokens", "_told", "_trust", "counts",
                  "num_tokens")  # fmt: skip
 
     def __init__(self, tokens: Tokens) -> None:
@@ -108,10 +108,10 @@ class DraftBuffer:
         self.counts = DraftCounts()
         self._tokens = tokens
         self._survival = np.ones(len(tokens), np.float32)  # by position, since the start of the chain
+        self._told = np.zeros(len(tokens), np.bool_)  # by position: the device told it, whether it is believed or not
         self._chain_start = 0
         self._chain_end: int | None = None  # where the next message must continue; None: chain broken
         self._rate, self._trust = AcceptanceRate(), Trust()
-        self._is_told = False  # the device tells survival, whether it is believed or not
 
     @property
     def acceptance(self) -> float:
@@ -129,10 +129,14 @@ class DraftBuffer:
         return self._chain_end is None or self._chain_start >= num_committed
 
     def worth(self, draft: Draft) -> Draft:
-        """What of a round in `sync`, where all of it would be verified, is worth that: the less the fewer ever held."""
+        """What of a round in `sync`, where all of it would be verified, is worth that: the less the fewer ever held.
+
+        A round may come in several messages; what counts is how far behind its beginning a token is.
+        """
         if self.acceptance >= _LEAST_ACCEPTANCE:
             return draft
         num_worth = 1 + int(math.log(_LEAST_SURVIVAL) / math.log(max(self.acceptance, 1e-9)))
+        num_worth = max(0, num_worth - (draft.start - draft.seen))
         num_cut = max(0, len(draft.tokens) - num_worth)
         self.counts.received += num_cut
         self.counts.stale += num_cut
@@ -171,7 +175,7 @@ class DraftBuffer:
 
     def _note_survival(self, draft: Draft, end: int) -> None:
         before = float(self._survival[draft.start - 1]) if draft.start > self._chain_start else 1.0
-        self._is_told = draft.survival is not None
+        self._told[draft.start : end] = draft.survival is not None
         if draft.survival is None or not self._trust.holds:
             steps = np.arange(1, end - draft.start + 1)
             self._survival[draft.start : end] = before * self.acceptance**steps
@@ -190,8 +194,10 @@ class DraftBuffer:
             self.counts.verified += num_verified
             self.counts.accepted += num_accepted
             self._rate.learn(num_accepted, num_verified)
-            if self._is_told:
-                self._trust.learn(float(self.survival(num_committed)[:num_verified].sum()), num_accepted)
+            told = self._told[num_committed : num_committed + num_verified]
+            if told.any():
+                promised = self.survival(num_committed)[:num_verified][told]
+                self._trust.learn(float(promised.sum()), int(np.count_nonzero(told[:num_accepted])))
         if self._chain_end is None:
             return
         num_shared = min(len(committed), self.num_tokens)
