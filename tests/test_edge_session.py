@@ -173,6 +173,17 @@ def test_a_thin_client_acknowledges_now_and_then() -> None:
     assert session.next_step(NOW_S) is Step.WAIT
 
 
+def test_a_long_prefill_of_the_device_keeps_no_acknowledgement_back() -> None:
+    session = make_edge(max_new_tokens=300)
+    for position in range(3, 2 + ACK_TOKENS):
+        session.on_commit(make_commit(position, 1), NOW_S)
+        assert session.next_step(NOW_S) is Step.DRAFT  # never done: the prompt is being read
+    session.on_commit(make_commit(2 + ACK_TOKENS, 1), NOW_S)
+    assert session.next_step(NOW_S) is Step.SEND
+    assert same(session.take_message(NOW_S), make_draft(3 + ACK_TOKENS))
+    assert session.next_step(NOW_S) is Step.DRAFT
+
+
 # -- sync rounds ------------------------------------------------------------------------------------------------
 
 

@@ -115,12 +115,12 @@ class EdgeSession:
             if not self._round_open:
                 return Step.WAIT
             return Step.DRAFT if self._may_draft(now_s) else Step.SEND
-        if self._num_unsent >= self.message_tokens:
+        ends = self._num_committed, self._chain_end
+        if self._num_unsent >= self.message_tokens or self._outbox.owes_acknowledgement(*ends):
             return Step.SEND
         if self._may_draft(now_s):
             return Step.DRAFT
-        is_due = self._num_unsent or self._outbox.owes_word(self._num_committed, self._chain_end)
-        return Step.SEND if is_due else Step.WAIT
+        return Step.SEND if self._num_unsent or self._outbox.owes_news(*ends) else Step.WAIT
 
     def _may_draft(self, now_s: float) -> bool:
         if self._chain_end >= self._draft_end or not self._outbox.may_send(now_s):

@@ -45,11 +45,13 @@ class Outbox:
             return self._fixed_message_tokens
         return best_message_tokens(self._message_cost_s, pace.draft_s, pace.verify_s + pace.next_pass_s)
 
-    def owes_word(self, committed: int, chain_end: int) -> bool:
-        """True if an empty message is due: an acknowledgement, or the news that no drafts come."""
-        if chain_end > committed:
-            return False
-        return committed - self._acked >= ACK_TOKENS or (self._has_sent and not self._told_idle)
+    def owes_acknowledgement(self, committed: int, chain_end: int) -> bool:
+        """True if an empty message is due whatever the device does: a long prefill of its own brings no draft."""
+        return chain_end <= committed and committed - self._acked >= ACK_TOKENS
+
+    def owes_news(self, committed: int, chain_end: int) -> bool:
+        """True if the server is to know that no drafts come, given that none does."""
+        return chain_end <= committed and self._has_sent and not self._told_idle
 
     def arrivals_s(self, committed: int, chain_end: int, way_s: float, now_s: float) -> tuple[float, ...]:
         """Expected arrival at the server of each chain token, `way_s` away; what has not left would leave now."""
