@@ -92,4 +92,4 @@ def _means(scenario: Scenario) -> Figures:
 def _capacity(scenario: Scenario, first: int) -> int:
     any_setting = Setting("check", "edf", RuleSpec("fixed", 0))
     search = Search(lambda _, n: simulate(scenario.with_devices(n)).figures(), first)
-    return search.capacity(Kind("check", [any_setting]))[0]
+    return search.capacity(Kind("check", [any_setting], is_open=False))[0]
