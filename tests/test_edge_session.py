@@ -177,11 +177,17 @@ def test_a_long_prefill_of_the_device_keeps_no_acknowledgement_back() -> None:
     session = make_edge(max_new_tokens=300)
     for position in range(3, 2 + ACK_TOKENS):
         session.on_commit(make_commit(position, 1), NOW_S)
-        assert session.next_step(NOW_S) is Step.DRAFT  # never done: the prompt is being read
+        assert session.next_step(NOW_S) is Step.DRAFT
+        session.begin_draft()  # never done: the prompt is being read, part by part
     session.on_commit(make_commit(2 + ACK_TOKENS, 1), NOW_S)
     assert session.next_step(NOW_S) is Step.SEND
     assert same(session.take_message(NOW_S), make_draft(3 + ACK_TOKENS))
     assert session.next_step(NOW_S) is Step.DRAFT
+    for position in range(3 + ACK_TOKENS, 4 + 2 * ACK_TOKENS):
+        session.on_commit(make_commit(position, 1), NOW_S)
+    draft(session, 5)
+    assert session.next_step(NOW_S) is Step.SEND
+    assert session.take_message(NOW_S).tokens.tolist() == [5]  # that tells as much
 
 
 # -- sync rounds ------------------------------------------------------------------------------------------------

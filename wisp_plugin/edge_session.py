@@ -82,6 +82,7 @@ class EdgeSession:
         self._num_committed = len(opened.tokens)
         self._chain_end = self._num_committed
         self._draft_s = np.zeros(opened.end)
+        self._has_begun = self._is_reading = False  # a draft token is in the making; its context is being read
         self._round_open = self._is_sync and self._num_committed > opened.prompt_len
 
     # -- reading ------------------------------------------------------------------------------------------------
@@ -116,11 +117,13 @@ class EdgeSession:
                 return Step.WAIT
             return Step.DRAFT if self._may_draft(now_s) else Step.SEND
         ends = self._num_committed, self._chain_end
-        if self._num_unsent >= self.message_tokens or self._outbox.owes_acknowledgement(*ends):
+        owes_acknowledgement = self._outbox.owes_acknowledgement(*ends)
+        if self._num_unsent >= self.message_tokens or (self._is_reading and owes_acknowledgement):
             return Step.SEND
         if self._may_draft(now_s):
             return Step.DRAFT
-        return Step.SEND if self._num_unsent or self._outbox.owes_news(*ends) else Step.WAIT
+        is_due = self._num_unsent or owes_acknowledgement or self._outbox.owes_news(*ends)
+        return Step.SEND if is_due else Step.WAIT
 
     def _may_draft(self, now_s: float) -> bool:
         if self._chain_end >= self._draft_end or not self._outbox.may_send(now_s):
@@ -148,7 +151,9 @@ class EdgeSession:
         return self._chain_end - self._outbox.start(self._num_committed)
 
     def begin_draft(self) -> DraftJob:
-        """The draft token that `Step.DRAFT` asks for."""
+        """The draft token that `Step.DRAFT` asks for. Asked for again, its context is still being read: a long one is
+        read in parts, between which an acknowledgement may be due."""
+        self._is_reading, self._has_begun = self._has_begun, True
         return DraftJob(self.context().copy(), self._num_rollbacks)
 
     def on_drafted(self, job: DraftJob, token: int, drafting_s: float, stats: DraftStats | None = None) -> bool:
@@ -156,6 +161,7 @@ class EdgeSession:
 
         False if it came to nothing: meanwhile its prefix was rolled back, or the server was there first.
         """
+        self._is_reading = self._has_begun = False
         self.stats.num_drafted += 1
         self.stats.drafting_s += drafting_s
         self._meter.on_drafted(drafting_s)

@@ -46,7 +46,7 @@ class Outbox:
         return best_message_tokens(self._message_cost_s, pace.draft_s, pace.verify_s + pace.next_pass_s)
 
     def owes_acknowledgement(self, committed: int, chain_end: int) -> bool:
-        """True if an empty message is due whatever the device does: a long prefill of its own brings no draft."""
+        """True if an empty message is due, to tell how far the commits have come."""
         return chain_end <= committed and committed - self._acked >= ACK_TOKENS
 
     def owes_news(self, committed: int, chain_end: int) -> bool:
