@@ -92,7 +92,7 @@ RESULTS := estimator scheduler classes prefix controller link plugin goodput oth
 classes_ARGS := --quick
 link_ARGS := --quick
 plugin_ARGS := --rounds 1 --seconds 15
-goodput_ARGS := --few --together 2 --systems centralized sled published colocated fixed-edf wisp-edge-only wisp-no-devices
+goodput_ARGS := --systems slo-central centralized sled published colocated fixed-edf wisp-edge-only wisp-no-devices
 matrix_ARGS := --runs medium --fresh
 gateway_ARGS := --rounds 1 --first-bytes 80
 generate_ARGS := --prompts 2 --rounds 1
@@ -106,10 +106,11 @@ capacity_ARGS := --few --seeds 1 --together 2 --systems centralized colocated
 sensitivity_COMMAND := goodput
 sensitivity_ARGS := --few --seeds 1 --sensitivity --systems centralized sled
 results: setup ## the benchmarks behind the README's table of parts (five hours on two cores); writes the table
-	@$(foreach name,$(RESULTS),printf '\n== wisp-bench $(name)\n' >&2; \
+	@rm -f $(VENV)/not_kept; $(foreach name,$(RESULTS),printf '\n== wisp-bench $(name)\n' >&2; \
 	  $(BIN)/wisp-bench $(or $($(name)_COMMAND),$(name)) $($(name)_ARGS) > $(VENV)/result || echo "wisp-bench $(name): exit code $$?" >&2; \
-	  cat $(VENV)/result; $(BIN)/wisp-bench results --keep $(name) $(VENV)/result;)
+	  cat $(VENV)/result; $(BIN)/wisp-bench results --keep $(name) $(VENV)/result || touch $(VENV)/not_kept;)
 	$(BIN)/wisp-bench results
+	@! rm $(VENV)/not_kept 2> /dev/null || { echo 'make results: not all documents were kept, see above' >&2; exit 1; }
 
 clean: interpreted ## remove the virtual environment and caches; models in $WISP_HOME stay
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

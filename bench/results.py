@@ -7,16 +7,24 @@ README, between its two marks. A test holds that the README shows what the docum
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from bench.cli import COMMANDS
 from bench.result_plots import draw
-from bench.result_rows import ROWS, Document
+from bench.result_rows import ROWS, Document, Row
 from wisp_plugin.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path(__file__).with_name("results")
+# Benchmarks that keep every option as it was given; others keep what became of some, as `--quick` changes others, so
+# that only what their command names is looked at. And options that change no figure.
+_EXACT = {"goodput", "capacity", "matrix", "validate", "simulator", "scheduler"}
+_MAY_DIFFER = {"jobs", "report", "state", "fresh", "finished"}
 BEGIN, END = "<!-- results: made by `wisp-bench results` -->", "<!-- end of results -->"
 
 
@@ -49,18 +57,42 @@ def keep(name: str, printed: Path, folder: Path = FOLDER) -> None:
     Raises:
         ConfigError: there is no such row in the table, no such file, or no such document in it.
     """
-    commands = {row.benchmark: row.command.split()[1] for row in ROWS}
-    if name not in commands:
-        raise ConfigError(f"--keep {name}: no row of the table is of that; allowed: {', '.join(commands)}")
+    rows = [row for row in ROWS if row.benchmark == name]
+    if not rows:
+        names = ", ".join(dict.fromkeys(row.benchmark for row in ROWS))
+        raise ConfigError(f"--keep {name}: no row of the table is of that; allowed: {names}")
     try:
-        lines = printed.read_text(encoding="utf-8").splitlines()
-        document = json.loads(lines[-1])
-        if document["benchmark"] != commands[name]:
-            raise ValueError(f"it is of {document['benchmark']!r}")
+        line = printed.read_text(encoding="utf-8").splitlines()[-1]
+        document = json.loads(line)
+        _check_is_of(rows, document)
     except (OSError, ValueError, IndexError, KeyError, TypeError) as error:
-        raise ConfigError(f"--keep {name}: {printed} does not end with a document of `wisp-bench {commands[name]}` "
+        raise ConfigError(f"--keep {name}: {printed} does not end with a document of `{rows[0].command}` "
                           f"({type(error).__name__}: {error}); what is kept stays as it is") from None  # fmt: skip
-    (folder / f"{name}.json").write_text(lines[-1] + "\n", encoding="utf-8")
+    new = folder / f"{name}.json.new"
+    new.write_text(line + "\n", encoding="utf-8")
+    os.replace(new, folder / f"{name}.json")
+
+
+def _check_is_of(rows: list[Row], document: Document) -> None:
+    """ValueError or KeyError if it was made by another command, or lacks a figure of a row."""
+    if document["benchmark"] != rows[0].command_name:
+        raise ValueError(f"it is of {document['benchmark']!r}")
+    for row in rows:
+        others = [f"{name} is {kept!r}, not {asked!r}" for name, (kept, asked) in differing(row, document).items()]
+        if others:
+            raise ValueError(f"made with other options: {', '.join(others)}")
+        row.text({row.benchmark: document})
+
+
+def differing(row: Row, document: Document) -> dict[str, tuple[Any, Any]]:
+    """Options that are others in the document than in the row's command: what is kept, and what the command says."""
+    parser = argparse.ArgumentParser()
+    importlib.import_module(COMMANDS[row.command_name][0]).add_arguments(parser)
+    words = row.command.split()[2:]
+    asked, usual = (json.loads(json.dumps(vars(parser.parse_args(given)), default=str)) for given in (words, []))
+    kept, is_exact = document["config"], row.command_name in _EXACT
+    looked_at = [name for name in asked.keys() & kept.keys() - _MAY_DIFFER if is_exact or asked[name] != usual[name]]
+    return {name: (kept[name], asked[name]) for name in sorted(looked_at) if kept[name] != asked[name]}
 
 
 def read_documents(folder: Path = FOLDER) -> dict[str, Document]:

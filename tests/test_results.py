@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import json
 import re
 import shutil
@@ -11,13 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.cli import COMMANDS
 from bench.result_rows import ROWS, Row
-from bench.results import BEGIN, END, FOLDER, ROOT, keep, read_documents, with_table
+from bench.results import BEGIN, END, FOLDER, ROOT, differing, keep, read_documents, with_table
 from wisp_plugin.errors import ConfigError
-
-EXACT = {"goodput", "capacity", "matrix", "validate", "simulator", "scheduler"}
-MAY_DIFFER = {"jobs", "report", "state", "fresh", "finished"}
 
 
 def test_the_readme_shows_the_kept_results() -> None:
@@ -52,15 +46,7 @@ def test_make_results_runs_the_commands_of_the_table() -> None:
 
 @pytest.mark.parametrize("row", {row.benchmark: row for row in ROWS}.values(), ids=lambda row: row.benchmark)
 def test_a_document_was_made_by_the_command_beside_it(row: Row) -> None:
-    """... as far as it keeps the options. Those that do not change figures may be others; and some benchmarks keep what
-    became of an option, as `--quick` changes others, so that only what the command names is looked at."""
-    command, *words = row.command.split()[1:]
-    parser = argparse.ArgumentParser()
-    importlib.import_module(COMMANDS[command][0]).add_arguments(parser)
-    asked, usual = (json.loads(json.dumps(vars(parser.parse_args(given)), default=str)) for given in (words, []))
-    kept = read_documents()[row.benchmark]["config"]
-    names = {name for name in asked.keys() & kept.keys() - MAY_DIFFER if asked[name] != usual[name] or command in EXACT}
-    assert {name: kept[name] for name in names} == {name: asked[name] for name in names}
+    assert differing(row, read_documents()[row.benchmark]) == {}
 
 
 def test_no_document_names_a_folder_of_this_machine() -> None:
@@ -68,12 +54,16 @@ def test_no_document_names_a_folder_of_this_machine() -> None:
         assert f"{ROOT}/" not in path.read_text(encoding="utf-8"), path.name
 
 
-def test_only_a_document_of_the_benchmark_is_kept(tmp_path: Path) -> None:
+def test_only_a_document_of_the_command_is_kept(tmp_path: Path) -> None:
     kept, printed = tmp_path / "other_seeds.json", tmp_path / "printed"
     kept.write_text("as it was")
+    whole, headline = ((FOLDER / f"{name}.json").read_text() for name in ("other_seeds", "goodput"))
+    figures = json.loads(whole)
+    without = json.dumps({name: value for name, value in figures.items() if name != "capacity_vs_sled"})
     for text, says in (
         ("", "IndexError"), ("a table\n", "JSONDecodeError"), ("3\n", "TypeError"), ("{}\n", "benchmark"),
-        ('{"benchmark": "matrix"}\n', "it is of 'matrix'"),
+        ('{"benchmark": "matrix"}\n', "it is of 'matrix'"), (headline, "other options: .*seed is 0, not 20"),
+        (without, "capacity_vs_sled"),
     ):  # fmt: skip
         printed.write_text(text)
         with pytest.raises(ConfigError, match=says):
@@ -81,9 +71,10 @@ def test_only_a_document_of_the_benchmark_is_kept(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"allowed: .*goodput"):
         keep("nothing", printed, tmp_path)
     assert kept.read_text() == "as it was"
-    printed.write_text('a table\n{"benchmark": "goodput", "x": 1}\n')
+    printed.write_text(f"a table\n{whole}")
     keep("other_seeds", printed, tmp_path)
-    assert json.loads(kept.read_text()) == {"benchmark": "goodput", "x": 1}
+    assert kept.read_text() == whole
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other_seeds.json", "printed"]
 
 
 def test_a_damaged_document_is_told(tmp_path: Path) -> None:
