@@ -39,11 +39,22 @@ def test_what_is_as_simulated_differs_by_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     on_a_server(monkeypatch)
-    assert validate.main(options("--devices", "3")) == 0
+    assert validate.main(options("--devices", "3", "--simulations", "1")) == 0
     document = document_of(capsys.readouterr().out)
     assert document["max_error"] == 0.0
     assert document["informed_error"] > 0.0  # it adds what this server does not have
     assert document["missed"] == []
+    assert document["spread_goodput_3"] == 0.0
+
+
+def test_simulated_is_the_mean_over_draws_of_the_noise() -> None:
+    load = Load.of(options(), 3)
+    means, spreads = validate.simulated_figures(load.scenario, 1.0, 3)
+    draws = [validate.simulated_figures(replace(load.scenario, seed=seed), 1.0, 1)[0] for seed in (0, 1000, 2000)]
+    gaps = [draw["commit_gap_p95_ms"] for draw in draws]
+    assert len(set(gaps)) == 3
+    assert means["commit_gap_p95_ms"] == pytest.approx(sum(gaps) / 3)
+    assert spreads["spread_commit_gap_p95_ms"] == pytest.approx((max(gaps) - min(gaps)) / (sum(gaps) / 3))
 
 
 @pytest.mark.parametrize(("slower", "mismatches"), [(1.5, 0.0), (1.0, 1.0)])
