@@ -28,7 +28,7 @@ from collections.abc import Mapping
 
 from bench.arguments import positive_int
 from bench.commit_log import simulate_logged
-from bench.lab import mean_figures
+from bench.lab import Lab, mean_figures
 from bench.load import finite, run_on_own_server
 from bench.load_figures import load_figures
 from bench.load_options import Load, add_load_arguments, dilated
@@ -77,13 +77,13 @@ def main(args: argparse.Namespace) -> int:
 def compare(args: argparse.Namespace, num_devices: int) -> tuple[dict[str, float], dict[str, float]]:
     """Figures of both sides, and the relative differences of COMPARED, also `informed_` ones."""
     load = Load.of(with_pauses(args, num_devices), num_devices)
-    print(f"{num_devices} devices: simulated {args.simulations} times", file=sys.stderr, flush=True)
-    simulated, spreads = simulated_figures(load.scenario, load.dilation, args.simulations)
+    simulated, spreads = simulated_figures(f"{num_devices} devices, simulated", load.scenario, load.dilation,
+                                           args.simulations)  # fmt: skip
     print(f"{num_devices} devices: live, {load.scenario.duration_s:.0f} s", file=sys.stderr, flush=True)
     run, machine = run_on_own_server(load, args.processes)
     live = load_figures(run.result, run.log, load.dilation)
     informed = informed_scenario(load, machine, simulated["pass_ms"])
-    told, _ = simulated_figures(informed, load.dilation, args.simulations)
+    told, _ = simulated_figures(f"{num_devices} devices, informed", informed, load.dilation, args.simulations)
     errors = {name: relative(live[name], simulated[name]) for name in COMPARED}
     errors |= {f"informed_{name}": relative(live[name], told[name]) for name in COMPARED}
     rows = [(n, simulated[n], live[n], relative(live[n], simulated[n]), told[n]) for n in (*COMPARED, *ALSO_SHOWN)]
@@ -99,10 +99,13 @@ def compare(args: argparse.Namespace, num_devices: int) -> tuple[dict[str, float
     }, errors
 
 
-def simulated_figures(scenario: Scenario, dilation: float, num_draws: int) -> tuple[dict[str, float], dict[str, float]]:
+def simulated_figures(
+    label: str, scenario: Scenario, dilation: float, num_draws: int
+) -> tuple[dict[str, float], dict[str, float]]:
     """Means over draws of the noise, and how far these are apart for COMPARED; the workload is the same in all."""
     scenarios = [dataclasses.replace(scenario, seed=scenario.seed + _SEEDS_APART * i) for i in range(num_draws)]
-    draws = [load_figures(*simulate_logged(one), dilation) for one in scenarios]
+    with Lab(1) as lab:  # with its progress
+        draws = lab.map(label, lambda one: load_figures(*simulate_logged(one), dilation), scenarios)
     means = mean_figures(draws)
     values = {name: [draw[name] for draw in draws] for name in COMPARED}
     return means, {f"spread_{n}": (max(v) - min(v)) / means[n] if means[n] else 0.0 for n, v in values.items()}

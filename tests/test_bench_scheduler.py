@@ -67,9 +67,9 @@ class TestSystems:
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_what_is_stopped_leaves_no_process_behind(self, number: signal.Signals) -> None:
         script = (
-            "import os, time\nfrom bench.lab import Lab\n"
+            "import os, threading\nfrom bench.lab import Lab\n"
             # One write: an unbuffered print makes two, and those of two workers can meet in one line.
-            "def ask(_):\n    os.write(1, f'{os.getpid()}\\n'.encode())\n    time.sleep(60)\n"
+            "def ask(_):\n    os.write(1, f'{os.getpid()}\\n'.encode())\n    threading.Event().wait(60)\n"
             "with Lab(2) as lab:\n    lab.map('test', ask, range(6))\n"
         )
         command = [sys.executable, "-c", script]
