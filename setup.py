@@ -17,12 +17,11 @@ from setuptools import setup
 # What runs for every token, message or pass. Not what checks input of any type (compiled code checks its own way), nor
 # what is sent between processes (a compiled frozen dataclass cannot be).
 _COMPILED = (
-    "acceptance_model", "controller", "coupling", "draft_buffer", "drafting_verifier", "edge_session",
-    "edge_stats", "engine", "inbox", "kv_admission", "kv_blocks", "kv_owners", "kv_pass", "kv_prefixes",
-    "outbox", "pace", "pass_features", "policies", "roster", "scheduler", "send_window", "server_drafts",
-    "server_session", "session_table", "stop_rules", "timeline", "wisp_budget", "wisp_fill",
-    "wisp_first_tokens", "wisp_hold", "wisp_offers", "wisp_policy", "wisp_prefill",
-    "wisp_spare", "wisp_turns",
+    "acceptance_model", "controller", "coupling", "draft_buffer", "draft_rates", "drafting_verifier",
+    "edge_session", "edge_stats", "engine", "expected_drafts", "inbox", "kv_admission", "kv_blocks", "kv_owners",
+    "kv_pass", "kv_prefixes", "outbox", "pace", "pass_features", "policies", "roster", "scheduler", "send_window",
+    "server_drafts", "server_session", "session_table", "stop_rules", "timeline", "wisp_budget", "wisp_fill",
+    "wisp_first_tokens", "wisp_hold", "wisp_offers", "wisp_policy", "wisp_prefill", "wisp_spare", "wisp_turns",
 )  # fmt: skip
 _COMPILED_SIMULATION = ("sim_client", "sim_colocated", "sim_verifier")
 

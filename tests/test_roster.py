@@ -27,7 +27,7 @@ def check(columns: Candidates, roster: Roster, expected: list[ServerSession]) ->
             "num_buffered": session.num_buffered,
             "needed_s": session.timeline.needed_s,
             "tpot_s": session.timeline.tpot_s,
-            "next_draft_s": session.next_draft_s,
+            "next_draft_s": session.expected.next_s,
             "ready_s": session.ready_since_s,
             "tokens_per_turn": session.tokens_per_turn,
             "is_lost": session.timeline.is_lost(session.num_left),

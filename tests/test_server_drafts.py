@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.factories import ids, make_candidates, make_draft, make_session
-from wisp_plugin.draft_buffer import AcceptanceRate
+from wisp_plugin.draft_rates import AcceptanceRate
 from wisp_plugin.estimator import Costs, Estimator
 from wisp_plugin.messages import Origin, PassOutcome, Status, Timing
 from wisp_plugin.policies import Choice
@@ -190,24 +190,24 @@ class TestCommits:
         commit, session = self.give((5, 6, 7), (), (5, 9))
         assert commit.tokens.tolist() == [5, 6]
         assert commit.origin.tolist() == [Origin.DECODED, Origin.DECODED]
-        assert session.own_rate.value < 0.75
+        assert session.own_rate.acceptance < 0.75
         assert session.drafts.acceptance == 0.75  # the device's is another
 
     def test_behind_a_rejection_nothing_of_the_server_counts(self) -> None:
         commit, session = self.give((4, 6, 7), (5,), (6,))
         assert commit.tokens.tolist() == [4]
         assert commit.origin.tolist() == [Origin.CORRECTION]
-        assert session.own_rate.value == 0.75
+        assert session.own_rate.acceptance == 0.75
 
     def test_what_was_planned_and_not_made_is_not_planned_again_at_once(self) -> None:
         session = make_session()
         item = session.pass_item(session.num_uncached, 0, "", 2)
         session.commit(item, PassOutcome(session.id, ids(5)), Timing(), 1.0)
-        assert session.own_acceptance == 0.0
+        assert session.own_rate.acceptance == 0.0
         for token in range(3):
-            assert session.own_acceptance == 0.0
+            assert session.own_rate.acceptance == 0.0
             session.commit(session.pass_item(1, 0), PassOutcome(session.id, ids(token)), Timing(), 1.0)
-        assert session.own_acceptance == pytest.approx(0.75)
+        assert session.own_rate.acceptance == pytest.approx(0.75)
 
     def test_an_acceptance_that_is_old_fades(self) -> None:
         rate = AcceptanceRate()

@@ -179,28 +179,28 @@ def test_turns_are_smoothed_from_the_second_commit_on() -> None:
 
 def test_when_the_next_draft_is_expected() -> None:
     session = started()
-    assert session.next_draft_s == math.inf
+    assert session.expected.next_s == math.inf
     session.on_draft(told(50_000, 4, 5, 6), 1.2)
-    assert session.next_draft_s == pytest.approx(1.25)
+    assert session.expected.next_s == pytest.approx(1.25)
     session.on_draft(told(-1, 4, 5, 6), 1.3)  # none before a commit
-    assert session.next_draft_s == math.inf
+    assert session.expected.next_s == math.inf
     assert session.timeline.way_s == pytest.approx(0.1)  # half of 0.2 s between the commit and the first message
     give_pass(session, 5, 6, 7, now_s=2.0)
-    assert session.next_draft_s == pytest.approx(2.0 + 0.2 + 0.05)
+    assert session.expected.next_s == pytest.approx(2.0 + 0.2 + 0.05)
 
 
 def test_a_message_that_is_expected_anyway_is_not_put_off_by_a_commit() -> None:
     session = started()
     session.on_draft(told(500_000, 4, 5, 6, 7), 1.2)
     give_pass(session, 5, budget=1, now_s=1.3)  # the chain goes on
-    assert (session.num_buffered, session.next_draft_s) == (2, pytest.approx(1.7))
+    assert (session.num_buffered, session.expected.next_s) == (2, pytest.approx(1.7))
 
 
 def test_resumption_forgets_drafts_on_their_way() -> None:
     session = started()
     session.on_draft(told(50_000, 4, 5, 6), 1.2)
     session.resume(session.opened, 2.0)
-    assert (session.next_draft_s, session.num_buffered, session.ready_since_s) == (math.inf, 0, 2.0)
+    assert (session.expected.next_s, session.num_buffered, session.ready_since_s) == (math.inf, 0, 2.0)
 
 
 def test_resumption_tells_log_probabilities_where_all_are_known() -> None:

@@ -26,14 +26,9 @@ import numpy as np
 import numpy.typing as npt
 
 from wisp_plugin.coupling import count_accepted
+from wisp_plugin.draft_rates import AcceptanceRate, Trust
 from wisp_plugin.messages import Draft, Tokens
 
-# Acceptance before anything is known of a session, as so many draft tokens accepted and rejected, and how much
-# of the count each commit keeps.
-_PRIOR_ACCEPTED, _PRIOR_REJECTED, _MEMORY = 3.0, 1.0, 0.95
-_FADING = 0.01
-# Promised tokens and those that came true, before anything is known; below which share of them nobody is believed.
-_PRIOR_PROMISED, _LEAST_KEPT = 24.0, 0.3
 # A session with a lower acceptance than this gets a draft token verified only if it is right with that probability.
 _LEAST_ACCEPTANCE, _LEAST_SURVIVAL = 0.3, 0.01
 
@@ -51,49 +46,6 @@ class DraftCounts:
     def copy(self) -> DraftCounts:
         """The counts as they are now (`dataclasses.replace` takes eight times as long)."""
         return DraftCounts(self.received, self.verified, self.accepted, self.late, self.stale)
-
-
-class AcceptanceRate:
-    """Learnt probability that a draft token is accepted if all before it were."""
-
-    __slots__ = ("_accepted", "_rejected")
-
-    def __init__(self) -> None:
-        self._accepted, self._rejected = _PRIOR_ACCEPTED, _PRIOR_REJECTED
-
-    @property
-    def value(self) -> float:
-        """The probability."""
-        return self._accepted / (self._accepted + self._rejected)
-
-    def fade(self) -> None:
-        """Nothing was verified: what was known gets old."""
-        self._accepted += _FADING * (_PRIOR_ACCEPTED - self._accepted)
-        self._rejected += _FADING * (_PRIOR_REJECTED - self._rejected)
-
-    def learn(self, num_accepted: int, num_verified: int) -> None:
-        """Of a chain with `num_verified` tokens the first `num_accepted` were right."""
-        self._accepted = _MEMORY * self._accepted + num_accepted
-        self._rejected = _MEMORY * self._rejected + (num_accepted < num_verified)
-
-
-class Trust:
-    """Whether the survival that a device tells of its drafts comes true."""
-
-    __slots__ = ("_kept", "_promised")
-
-    def __init__(self) -> None:
-        self._promised = self._kept = _PRIOR_PROMISED
-
-    @property
-    def holds(self) -> bool:
-        """True while enough of what was promised came true."""
-        return self._kept >= _LEAST_KEPT * self._promised
-
-    def learn(self, num_promised: float, num_accepted: int) -> None:
-        """Of verified tokens `num_promised` were to be right by what was told, and `num_accepted` were."""
-        self._promised = _MEMORY * self._promised + num_promised
-        self._kept = _MEMORY * self._kept + num_accepted
 
 
 class DraftBuffer:

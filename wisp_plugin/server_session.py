@@ -4,13 +4,13 @@ sections 2, 4 and 6). Pure state: no clock, no I/O. Positions are absolute.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from wisp_plugin.coupling import count_accepted
-from wisp_plugin.draft_buffer import AcceptanceRate, DraftBuffer
+from wisp_plugin.draft_buffer import DraftBuffer
+from wisp_plugin.draft_rates import ServerDraftRate
 from wisp_plugin.errors import InvalidRequest
+from wisp_plugin.expected_drafts import ExpectedDrafts
 from wisp_plugin.messages import (
     Commit,
     Draft,
@@ -26,7 +26,6 @@ from wisp_plugin.messages import (
 )
 from wisp_plugin.timeline import Timeline
 
-_OWN_PAUSE = 3  # turns in which nothing is planned for who got no draft of the server: it had no room, or no context
 _ACCEPTED, _DECODED = int(Origin.ACCEPTED), int(Origin.DECODED)
 _TURN_MEMORY = 0.8  # of smoothed figures about a session's turns: how much a turn keeps of what was
 
@@ -35,11 +34,8 @@ class ServerSession:
     """Committed tokens, draft buffer and state of one session.
 
     `ready_since_s` is when the session could first have taken part in the next pass: the order of service.
-    `next_draft_s` is when its next draft tokens are expected (inf: none are on the way), `draft_gap_s` the time between
-    draft messages, as the client told it last (None: it does not draft). `worth_tokens` is how many draft tokens behind
-    a rejection the device thinks worth waiting for, `worth_gain` how many of them are likely to be accepted, smoothed.
-    `own_rate` is the acceptance of what the server drafted for the session itself, `newest_own` how many tokens it
-    drafted in the newest pass, and how many of them were accepted.
+    `newest_own` is how many tokens the server itself drafted for it in the newest pass, and how many of them were
+    accepted.
     """
 
     def __init__(self, opened: Open, now_s: float) -> None:
@@ -49,7 +45,6 @@ class ServerSession:
         self.opened_s = now_s
         self.ready_since_s = now_s
         self.newest_input_s = now_s
-        self.next_draft_s = math.inf
         self.num_cached = 0
         self.has_place = False  # it has run since it last held no KV: others do not take its place lightly
         self.num_acked = len(opened.tokens)
@@ -62,13 +57,10 @@ class ServerSession:
         self._origin = np.zeros(opened.end, np.uint8)
         self._logprobs = np.full(opened.end if opened.logprobs else 0, np.nan, np.float32)  # for a client that resumes
         self.drafts = DraftBuffer(self._tokens)
-        self.own_rate = AcceptanceRate()
+        self.expected = ExpectedDrafts()
+        self.own_rate = ServerDraftRate()
         self.newest_own = (0, 0)
-        self._own_pause = 0  # turns
         self._append(opened.tokens, Origin.DECODED)
-        self.draft_gap_s: float | None = None
-        self.worth_tokens = self.worth_gain = 0.0
-        self._has_stopped = False  # in this chain
         self._round_armed = False  # sync: a draft, possibly empty, has arrived for this round
 
     # -- reading ------------------------------------------------------------------------------------------------
@@ -92,11 +84,6 @@ class ServerSession:
     def num_left(self) -> int:
         """Tokens that the session may still commit."""
         return self.opened.end - self.num_committed
-
-    @property
-    def own_acceptance(self) -> float:
-        """Of what the server would draft for the session now; 0: it would not."""
-        return 0.0 if self._own_pause else self.own_rate.value
 
     @property
     def finished(self) -> bool:
@@ -140,26 +127,7 @@ class ServerSession:
             draft = self.drafts.worth(draft)
         if self.drafts.put(draft, self.num_committed):
             self.newest_input_s = now_s
-            self._expect_draft(draft, now_s)  # a stale message tells nothing about the chain that is to come
-
-    def _expect_draft(self, draft: Draft, now_s: float) -> None:
-        if draft.next_us >= 0:
-            self.draft_gap_s = draft.next_us / 1e6
-            self.next_draft_s = now_s + self.draft_gap_s
-            return
-        self.next_draft_s = math.inf
-        if not len(draft.tokens):  # the device rests: no commit makes it draft
-            self.draft_gap_s = None
-        elif self.drafts.is_new(self.num_committed) and not self._has_stopped:
-            self._has_stopped = True
-            self._note_stop()
-
-    def _note_stop(self) -> None:
-        """The device has told how much of a new chain it thinks worth waiting for: all that is buffered."""
-        gain = float(self.drafts.survival(self.num_committed).sum())
-        keep = _TURN_MEMORY if self.worth_tokens else 0.0
-        self.worth_tokens += (1.0 - keep) * (self.drafts.num_tokens - self.worth_tokens)
-        self.worth_gain += (1.0 - keep) * (gain - self.worth_gain)
+            self.expected.on_draft(draft, self.drafts, self.num_committed, now_s)
 
     # -- passes -------------------------------------------------------------------------------------------------
 
@@ -196,12 +164,11 @@ class ServerSession:
         num_right = count_accepted(item.tokens[start:], outcome.chosen)  # of the device's draft
         num_accepted = num_right
         if num_right == num_drafts:
-            num_accepted += self._count_own(item, outcome)
+            num_accepted += self.own_rate.count(item, outcome)
         tokens, origin = self._until_end(outcome.chosen[: num_accepted + 1], num_right, num_drafts)
         num_drafted = 0 if outcome.drafted is None else len(outcome.drafted)
         self.newest_own = num_drafted, min(num_accepted, len(tokens)) - min(num_right, len(tokens))
         self.drafts.on_commit(tokens, start, num_drafts, min(num_right, len(tokens)))
-        self._has_stopped = False
         self.num_cached = start + min(num_accepted, len(tokens))
         self._append(tokens, origin)
         self._note_turn(len(tokens), now_s)
@@ -210,16 +177,6 @@ class ServerSession:
             self._logprobs[start : self.num_committed] = logprobs
         next_pass_s = max(0.0, self.turn_gap_s - timing.measured_us / 1e6)
         return Commit(self.id, start, tokens, origin, self.status, timing, logprobs, next_pass_s, price)
-
-    def _count_own(self, item: PassItem, outcome: PassOutcome) -> int:
-        """Accepted tokens of the server's own draft. One that was planned and not made is not planned for a while."""
-        if outcome.drafted is None:
-            self._own_pause = _OWN_PAUSE if item.num_to_draft else max(0, self._own_pause - 1)
-            self.own_rate.fade()
-            return 0
-        num_own = count_accepted(outcome.drafted, outcome.chosen[item.num_draft_tokens :])
-        self.own_rate.learn(num_own, len(outcome.drafted))
-        return num_own
 
     def _note_turn(self, num_tokens: int, now_s: float) -> None:
         before_s = self.timeline.last_s
@@ -231,9 +188,7 @@ class ServerSession:
         self.timeline.on_commit(num_tokens, self.num_committed, now_s)
         self._round_armed = False
         self.ready_since_s = self.newest_input_s = now_s
-        if self.draft_gap_s is not None and (not self.drafts.num_tokens or math.isinf(self.next_draft_s)):
-            # The device drafts on, or from here again, once it has the commit.
-            self.next_draft_s = now_s + 2 * self.timeline.way_s + self.draft_gap_s
+        self.expected.on_commit(self.drafts.num_tokens > 0, self.timeline.way_s, now_s)
 
     def _until_end(self, chosen: Tokens, num_right: int, num_drafts: int) -> tuple[Tokens, Origins]:
         """Cut `chosen` behind the first EOS or at the length limit, name origins, and set the status.
@@ -288,7 +243,7 @@ class ServerSession:
         if known > self.num_committed:
             self._append(opened.tokens[self.num_committed :], Origin.DECODED)
         self.drafts.drop()
-        self.next_draft_s = math.inf
+        self.expected.on_resume()
         self._round_armed = False
         self.num_acked = known
         self.ready_since_s = self.newest_input_s = now_s
