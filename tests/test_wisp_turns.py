@@ -206,6 +206,10 @@ class TestBudget:
         token_s = 3e-4 * (3e-4 * num_new[0] / level_s) ** 3
         price = token_s / ((level_s - 20 * (ratio - 1.0) * token_s) / 20)
         assert found.draft_price == pytest.approx(P.draft_margin * price, rel=1e-6)
+        # Nor do they take longer than the tightest bears, however far ahead of its schedule it is.
+        bound_s = 0.95 * longer_s
+        tighter = make_candidates(20, tpot_s=[bound_s, *[0.2] * 19], num_turns=50, needed_s=NOW_S + 1.0)
+        assert budget.of(tighter, nobody, NOW_S) == Budget(pytest.approx(bound_s), found.draft_price, False)
 
     def test_passes_are_forgotten_and_empty_ones_are_none(self) -> None:
         budget = PassBudget(Estimator(LINEAR), P)

@@ -13,8 +13,8 @@ But there is always room for the smallest chunk of a prompt that waits: it canno
 
 Where all keep the pace with their own token of every pass, passes are alike for another reason: reading and computing
 overlap, so a pass full of prompts and one without take longer together than two that share them. Such a pass has the
-new tokens that come with what it commits, and a few more, so that prompts do not queue up; and no longer than sessions
-bear with what they are ahead.
+new tokens that come with what it commits, and a few more, so that prompts do not queue up; and it takes no longer than
+the tightest session bears, which hardly gets ahead where devices are slow, and would win nothing back.
 
 A draft token that is right saves the time of a committed token, but not the prompts that come along: where time is
 scarce it has to be as likely as its own time is to that of a committed token, prompts apart.
@@ -110,18 +110,17 @@ class PassBudget:
         is_helped = worth_s >= self._parameters.lost_pace * pace_s  # nobody is given up because the server drafts
         if not is_helped.any():
             return self._needing_drafts(work, seconds_by_size, longest_s)
-        ahead_s = (c.needed_s[runs] - now_s) / self._parameters.spend_passes
+        least_turn_s = float(turn_s[is_helped].min())
         if c.tpot_s[runs][is_helped].min() >= longest_s:
-            regained_s = self._regained_s(turn_s - pace_s, c.num_left[runs] / tokens_per_turn)
-            borne_s = float((turn_s + np.maximum(regained_s, ahead_s))[is_helped].min())
             level_s, draft_price = self._level(work, float(tokens_per_turn.sum()))
-            return Budget(max(longest_s, min(level_s, borne_s)), draft_price, needs_drafts=False)
+            return Budget(max(longest_s, min(level_s, least_turn_s)), draft_price, needs_drafts=False)
         least_s = with_chunk_s if is_prefill.any() else 0.0
+        ahead_s = (c.needed_s[runs] - now_s) / self._parameters.spend_passes
         reserve_s = 0.0 if c.drafting_s else self._parameters.reserve_tokens * c.tpot_s[runs]
         spared_s = np.maximum(ahead_s - reserve_s / self._parameters.spend_passes, 0.0)
         borne_s = float((turn_s + spared_s)[is_helped].min())
         saving_s = self._longest_s(work, seconds_by_size, self._parameters.least_saving_ahead)
-        tightest_s = max(float(turn_s[is_helped].min()), min(borne_s, saving_s))
+        tightest_s = max(least_turn_s, min(borne_s, saving_s))
         return self._needing_drafts(work, seconds_by_size, max(least_s, pace_s, tightest_s))
 
     def _work(self, num_cached: Floats) -> _Work:
@@ -175,12 +174,6 @@ class PassBudget:
         if not is_young.any() or is_young.all():
             return own
         return np.where(is_young, np.maximum(own, np.median(own[~is_young])), own)
-
-    def _regained_s(self, spare_s: Floats, turns_left: Floats) -> Floats:
-        """What sessions may lose by a pass as they win it back: a part of the `spare_s` of all their turns left."""
-        p = self._parameters
-        result: Floats = p.regained_share / p.spend_passes * np.maximum(spare_s, 0.0) * turns_left
-        return result
 
     def _pace_s(self, c: Candidates, is_prefill: Bools, turn_s: Floats, work: _Work, now_s: float) -> float:
         """Mean seconds of a pass if every session gets just what its SLO asks for: those that run take part as often

@@ -39,5 +39,4 @@ class WispParameters:
     prefill_haste: float = 0.5  # share of the time to its first token in which a prefill is to be done
     least_stretch: float = 1.03  # a pass may always grow by this for prefill
     borne_share: float = 0.12  # of running sessions: so many may lose their pace to the prefill of others
-    spend_passes: float = 8.0  # passes over which sessions may spend what they are ahead, or will be, on others
-    regained_share: float = 0.25  # of what a session will be ahead at its end: where all keep pace it may be spent
+    spend_passes: float = 8.0  # passes over which sessions may spend what they are ahead on others
