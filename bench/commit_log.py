@@ -12,14 +12,16 @@ from bench.scenario import Scenario
 from bench.sim_result import SimResult
 from bench.simulator import simulate
 from bench.virtual_time import EventQueue
-from wisp_plugin.messages import Commit
+from wisp_plugin.messages import Commit, Status
 
 
 @dataclass(slots=True)
 class CommitLog:
-    """Arrival times of the commits with tokens, in seconds, and the passes behind them, by session."""
+    """Arrival times of the commits with tokens, in seconds, by session, and the passes behind them; and when sessions
+    were told that they have ended."""
 
     arrivals_s: dict[str, list[float]] = field(default_factory=dict)
+    ended_s: dict[str, float] = field(default_factory=dict)
     pass_s: list[tuple[float, int]] = field(default_factory=list)  # of each commit: measured pass, sessions in it
 
     def add(self, commit: Commit, at_s: float) -> None:
@@ -27,6 +29,8 @@ class CommitLog:
         if len(commit.tokens):
             self.arrivals_s.setdefault(commit.session, []).append(at_s)
             self.pass_s.append((commit.timing.measured_us / 1e6, commit.timing.num_sessions))
+        if commit.status is not Status.RUNNING:
+            self.ended_s[commit.session] = at_s
 
     def passes(self) -> tuple[float, float]:
         """Mean measured seconds of a pass, and sessions in it (those that got tokens); NaN without any."""
@@ -36,11 +40,17 @@ class CommitLog:
         return sum(seconds / n for seconds, n in self.pass_s) / weights, len(self.pass_s) / weights
 
     def gaps_s(self, start_s: float, end_s: float) -> list[float]:
-        """Times between the commits of a session, of those that arrived from `start_s` to `end_s`."""
+        """Times between the commits of a session that ended from `start_s` to `end_s`.
+
+        One that goes on at `end_s` counts with what it has lasted if it is the longest of its session: a stall shows,
+        and what has just begun does not stand for a short one.
+        """
         gaps: list[float] = []
-        for times in self.arrivals_s.values():
-            within = [at_s for at_s in times if start_s <= at_s <= end_s]
-            gaps += [after - before for before, after in itertools.pairwise(within)]
+        for session, times in self.arrivals_s.items():
+            arrived = [at_s for at_s in times if at_s <= end_s]
+            own = [after - before for before, after in itertools.pairwise(arrived) if after >= start_s]
+            waits_s = end_s - arrived[-1] if arrived and self.ended_s.get(session, math.inf) > end_s else 0.0
+            gaps += [*own, waits_s] if waits_s > max(own, default=0.0) else own
         return gaps
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ def load_figures(result: SimResult, log: CommitLog, dilation: float = 1.0) -> di
     met = [s for s in ended if s.is_met(result.end_s)]
     seconds = (end_s - start_s) / dilation
     passes, sessions = log.passes()
-    ttft_s = [s.ttft_s for s in result.judged if s.num_tokens] or [np.nan]
+    ttft_s = [s.waited_s(result.end_s) for s in result.judged] or [np.nan]
     figures = {
         "goodput": result.goodput * dilation,
         "throughput": result.throughput * dilation,
@@ -40,7 +41,10 @@ def load_figures(result: SimResult, log: CommitLog, dilation: float = 1.0) -> di
         "pass_ms": 1e3 * passes / dilation,
         "pass_sessions": sessions,
         "sessions": float(len(result.judged)),
-        **{f"attainment_{name}": result.attainment(name) for name in result.class_names},
+        **{
+            f"attainment_{name}": result.attainment(name) if result.num_judged(name) else math.nan
+            for name in result.class_names
+        },
     }
     return {name: float(value) for name, value in figures.items()}
 

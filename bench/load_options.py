@@ -47,7 +47,7 @@ MOST_SEED = (1 << 23) - 1  # seeds of sessions are made from it and go over the 
 
 
 def add_load_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of both commands."""
+    """Options of both commands; what they give besides is how far apart devices start, and how long they pause."""
     add = parser.add_argument
     add("--profile", default=DEFAULT, metavar="P", help=f"emulated GPU: of bench/profiles, or a file [{DEFAULT}]")
     add("--trace", metavar="FILE", default="int4-eval.npz", help="of drafts, or in bench/traces; none: [%(default)s]")
@@ -67,10 +67,6 @@ def add_load_arguments(parser: argparse.ArgumentParser) -> None:
     add("--timed", action=argparse.BooleanOptionalAction, default=False,
         help="sessions start at the pace of their SLO, whatever happened before; else behind the last one "
         "[%(default)s]")  # fmt: skip
-    add("--think", type=not_negative_float, default=0.0, metavar="S",
-        help="mean pause between a device's sessions [%(default)s]")  # fmt: skip
-    add("--stagger", type=not_negative_float, default=20.0, metavar="S",
-        help="devices start within this time [%(default)s]")  # fmt: skip
     add("--duration", type=positive_float, default=45.0, metavar="S", help="in the GPU's time [%(default)s]")
     add("--warm-up", type=not_negative_float, default=25.0, metavar="S", help="of that, not counted [%(default)s]")
     add("--kv-tokens", type=whole_number(LEAST_KV_TOKENS), default=131_072, metavar="N",
@@ -103,7 +99,7 @@ class Load:
 
     @classmethod
     def of(cls, args: argparse.Namespace, num_devices: int) -> Load:
-        """From `add_load_arguments`.
+        """From `add_load_arguments`, `stagger` and `think` (seconds, in the GPU's time).
 
         Raises:
             ModelError, ConfigError: a file that cannot be read, a stop rule that is none or not for the mode, options

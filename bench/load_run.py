@@ -128,6 +128,7 @@ def _merged(runs: Sequence[LiveRun]) -> LiveRun:
     log = CommitLog()
     for run in runs:
         log.arrivals_s |= run.log.arrivals_s
+        log.ended_s |= run.log.ended_s
         log.pass_s += run.log.pass_s
     return LiveRun(
         result, log, [lag for run in runs for lag in run.lag_s], [at_s for run in runs for at_s in run.received_s],

@@ -50,6 +50,10 @@ class SessionRecord:
         """Time to the first token; inf without one."""
         return self.first_s - self.opened_s
 
+    def waited_s(self, end_s: float) -> float:
+        """Time to the first token, or up to `end_s` where there is none yet."""
+        return min(self.ttft_s, end_s - self.opened_s)
+
     def mean_tpot_s(self, end_s: float) -> float:
         """Mean time per token behind the first one; of a cut session with the token that it waits for at `end_s`.
 
@@ -72,8 +76,9 @@ class SessionRecord:
 
     def is_strictly_met(self, end_s: float) -> bool:
         """Whether every token came by its due time, the one that a cut session waits for included."""
+        has_arrived = math.isfinite(self.arrived_s)
         overdue = math.isinf(self.ended_s) and end_s > self.due_s(self.num_tokens)
-        return not self.num_overdue and not overdue
+        return has_arrived and not self.num_overdue and not overdue
 
     def due_s(self, index: int) -> float:
         """Due time of token `index` at the client."""
@@ -129,6 +134,10 @@ class SimResult:
         """Share of judged sessions (of one class) that met their SLO; 1 without any."""
         return _share([s.is_met(self.end_s) for s in self._judged_of(class_name)])
 
+    def num_judged(self, class_name: str) -> int:
+        """Judged sessions of one class."""
+        return len(self._judged_of(class_name))
+
     def strict_attainment(self, class_name: str | None = None) -> float:
         """Share of judged sessions (of one class) with every token by its due time; 1 without any."""
         return _share([s.is_strictly_met(self.end_s) for s in self._judged_of(class_name)])
@@ -168,7 +177,7 @@ class SimResult:
     def figures(self) -> dict[str, float]:
         """All figures by name; milliseconds, tokens, seconds or shares."""
         server, passes = self.server, max(1, self.server.num_passes)
-        ttft_ms = [1e3 * s.ttft_s for s in self.judged if s.num_tokens]
+        ttft_ms = [1e3 * s.waited_s(self.end_s) for s in self.judged]
         figures = {
             "sessions": len(self.judged),
             "attainment": self.attainment(),

@@ -94,6 +94,8 @@ def compare(args: argparse.Namespace, num_devices: int) -> tuple[dict[str, float
     return {
         **figures,
         **spreads,
+        "think_s": load.scenario.workload.think_s / load.dilation,
+        "stagger_s": load.scenario.workload.stagger_s / load.dilation,
         "between_share": machine["between_ms"] / (load.dilation * simulated["pass_ms"]),
         **machine,
     }, errors

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from bench import arguments, cli, load_run, matrix
+from bench import arguments, cli, load, load_run, matrix
 from bench.cells import MIX
 from bench.gpu_profile import FOLDER, draft_step_on
 from bench.load_clients import LiveEvents, LiveWorld
 from bench.load_figures import CommitLog
-from bench.load_options import MOST_SEED, Load, add_load_arguments
+from bench.load_options import MOST_SEED, Load
 from bench.load_tokens import session_seed
 from bench.scenario import Scenario
 from bench.sim_result import ServerRecord, SimResult
@@ -86,9 +86,9 @@ class TestRefusals:
             *(f"{command} {rest}" for command in ("load", "validate") for rest in (
                 "--devices 0", "--devices -3", "--seed -1", "--seed 8388608", "--dilation 0", "--dilation -1",
                 "--processes 0", "--speed 0 10", "--rtt -5 5", "--rtt nan 5", "--kv-tokens 10", "--slo 0", "--noise -1",
-                "--acceptance 2", "--message-tokens 0", "--duration 0", "--jitter inf", "--think -1", "--stagger -1",
+                "--acceptance 2", "--message-tokens 0", "--duration 0", "--jitter inf",
             )),
-            "load --noise 1.5", "validate --active 0", "profile --layers 0", "profile --kv-tokens 0",
+            "load --think -1", "load --stagger -1", "load --noise 1.5", "validate --active 0", "profile --layers 0", "profile --kv-tokens 0",
             "profile --seed -1",
             *(f"{command} {rest}" for command in ("capacity", "goodput") for rest in (
                 "--seed -1", "--seeds 0", "--jobs 0", "--together 0", "--systems none",
@@ -213,7 +213,7 @@ class TestRefusals:
 def load_options(*words: str) -> argparse.Namespace:
     """Of `load`, as its command line gives them."""
     parser = argparse.ArgumentParser()
-    add_load_arguments(parser)
+    load.add_arguments(parser)
     return parser.parse_args(words)
 
 

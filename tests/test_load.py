@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import json
+import math
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,10 +15,11 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2
 
+from bench import load
 from bench.commit_log import CommitLog, simulate_logged
 from bench.load_clients import LiveEvents, LiveWorld
 from bench.load_figures import load_figures, pass_figures
-from bench.load_options import Load, add_load_arguments, dilated
+from bench.load_options import Load, dilated
 from bench.load_run import MakeController
 from bench.load_tokens import LoadTokens, session_seed
 from bench.load_wire import decode, encode
@@ -30,7 +33,7 @@ from tests.traces import make_trace
 from triton_models.emulated_text import RingText
 from wisp_plugin.errors import RequestRefused, TransportError
 from wisp_plugin.estimator import EMPTY_PASS, Estimator
-from wisp_plugin.messages import Close, Commit, Mode, Sampling
+from wisp_plugin.messages import Close, Commit, Mode, Sampling, Status
 from wisp_plugin.pace import Pace
 from wisp_plugin.stop_rules import Price, Ratio
 from wisp_plugin.wire import WireLimits, decode_request, encode_commit
@@ -114,7 +117,29 @@ def test_gaps_between_commits_are_within_sessions_and_within_the_time() -> None:
     for at_s, session in [(1.0, "a"), (1.5, "b"), (2.0, "a"), (4.0, "a"), (9.0, "a")]:
         log.add(make_commit(0, 1, session=session), at_s)
     log.add(Commit("a", 1, make_commit(0).tokens, make_commit(0).origin), 3.0)  # a status without tokens
-    assert log.gaps_s(0.0, 5.0) == [1.0, 2.0]
+    assert log.gaps_s(0.0, 5.0) == [1.0, 2.0, 3.5]  # b waits since 1.5; a since 4.0, which is not its longest
+    assert log.gaps_s(1.2, 5.0) == [1.0, 2.0, 3.5]  # a gap belongs to where it ends
+    assert log.gaps_s(2.5, 4.0) == [2.0, 2.5]
+    log.add(dataclasses.replace(make_commit(1, 1, session="b"), status=Status.LENGTH), 2.0)
+    assert log.gaps_s(0.0, 5.0) == [1.0, 2.0, 0.5]
+
+
+def test_a_server_that_stalls_has_bad_latencies() -> None:
+    """Sessions without a token and the gap that lasts at the end count, and a class that nobody judged has no share."""
+    result, log = simulate_logged(Scenario(SMALL, duration_s=6.0, warm_up_s=1.0))
+    before = load_figures(result, log)
+    for session in result.sessions:
+        if session.opened_s > 0.3:
+            session.num_tokens, session.first_s, session.last_s, session.ended_s = 0, math.inf, math.inf, math.inf
+    log.arrivals_s = {name: [at_s for at_s in times if at_s < 1.5] for name, times in log.arrivals_s.items()}
+    log.ended_s = {}
+    stalled = load_figures(dataclasses.replace(result), log)
+    assert stalled["median_ttft_ms"] > 2 * before["median_ttft_ms"]
+    assert stalled["commit_gap_p95_ms"] > 4000.0 > 10 * before["commit_gap_p95_ms"]
+    one_class = [s for s in result.sessions if s.spec.class_index == 0]
+    shares = load_figures(dataclasses.replace(result, sessions=one_class), log)
+    names = result.class_names
+    assert [math.isnan(shares[f"attainment_{name}"]) for name in names] == [False, True, True]
 
 
 def test_the_time_between_passes_is_that_of_a_busy_engine(tmp_path: Path) -> None:
@@ -156,8 +181,8 @@ def test_the_simulation_can_be_watched_without_changing_it() -> None:
 
 def options(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    add_load_arguments(parser)
-    return parser.parse_args(words)
+    load.add_arguments(parser)
+    return parser.parse_args(["--no-timed", *words])
 
 
 def test_a_dilated_run_is_the_same_run() -> None:
@@ -167,7 +192,7 @@ def test_a_dilated_run_is_the_same_run() -> None:
         options("--duration", "6", "--warm-up", "2", "--stagger", "1", "--rule", "fixed:4", "--dilation", "4"), 3
     )
     assert slow.scenario.duration_s == 24.0
-    first, second = (load_figures(*simulate_logged(load.scenario), load.dilation) for load in (plain, slow))
+    first, second = (load_figures(*simulate_logged(one.scenario), one.dilation) for one in (plain, slow))
     for name in ("goodput", "commit_gap_ms", "commit_gap_p95_ms", "attainment"):
         assert first[name] == pytest.approx(second[name], rel=0.05), name
 

@@ -48,7 +48,7 @@ def test_what_is_as_simulated_differs_by_nothing(
 
 
 def test_simulated_is_the_mean_over_draws_of_the_noise() -> None:
-    load = Load.of(options(), 3)
+    load = Load.of(validate.with_pauses(options(), 3), 3)
     means, spreads = validate.simulated_figures("test", load.scenario, 1.0, 3)
     alone = [replace(load.scenario, seed=seed) for seed in (0, 1000, 2000)]
     gaps = [validate.simulated_figures("test", one, 1.0, 1)[0]["commit_gap_p95_ms"] for one in alone]
@@ -68,7 +68,7 @@ def test_a_difference_or_a_wrong_token_is_told_by_the_exit_code(
 
 
 def test_the_informed_simulation_has_the_times_of_this_machine() -> None:
-    load = Load.of(options("--dilation", "2"), 3)
+    load = Load.of(validate.with_pauses(options("--dilation", "2"), 3), 3)
     told = validate.informed_scenario(load, MACHINE, pass_ms=40.0)
     assert told.workload.rtt_s[0] == pytest.approx(load.scenario.workload.rtt_s[0] + 0.010)
     assert told.costs.arithmetic == pytest.approx([1.1 * price for price in load.scenario.costs.arithmetic])

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from bench import load
 from bench.load import run_on_own_server
-from bench.load_options import Load, add_load_arguments
+from bench.load_options import Load
 from tests.integration.conftest import ServerFactory
 from triton_models.server_process import ServerFailed
 
@@ -18,8 +19,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.alone]
 
 def make_load(num_devices: int, *words: str) -> Load:
     parser = argparse.ArgumentParser()
-    add_load_arguments(parser)
-    return Load.of(parser.parse_args(words), num_devices)
+    load.add_arguments(parser)
+    return Load.of(parser.parse_args(["--no-timed", *words]), num_devices)
 
 
 def test_every_text_of_eight_devices_is_the_trace() -> None:
