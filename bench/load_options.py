@@ -168,8 +168,9 @@ def _check_together(args: argparse.Namespace) -> None:
 
 def _ring(trace: Path) -> TraceRing:
     try:
+        Emulation.parse(Emulation(Path(PASSES), trace.absolute()).target)  # as the server will
         return TraceRing(DraftTrace.load(trace))
-    except ValueError as error:
+    except (ConfigError, ValueError) as error:
         raise ConfigError(f"--trace {trace}: {error}") from None
 
 

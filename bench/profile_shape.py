@@ -66,8 +66,7 @@ def main(args: argparse.Namespace) -> int:
         return _derive(args)
     if not 0 < args.seconds <= 86_400:  # also refuses NaN
         raise ConfigError(f"--seconds is {args.seconds}; allowed: above 0, up to a day")
-    if args.output:
-        check_writable("--output", args.output)  # before minutes of measuring
+    check_writable("--output" if args.output else "profiles in $WISP_HOME", args.output or profile_dir() / "new.json")
     device = resolve_device(args.device)
     dtype = DTYPES[args.dtype or ("fp32" if device.type == "cpu" else "bf16")]
     target = random_target(args.shape, args.layers, device, dtype, args.kv_tokens, args.seed)

@@ -21,6 +21,7 @@ from bench.load_options import MOST_SEED, Load
 from bench.load_tokens import session_seed
 from bench.scenario import Scenario
 from bench.sim_result import ServerRecord, SimResult
+from bench.traces_folder import trace_path
 from bench.workload import Workload
 from wisp_plugin.errors import ConfigError
 
@@ -86,9 +87,11 @@ class TestRefusals:
             *(f"{command} {rest}" for command in ("load", "validate") for rest in (
                 "--devices 0", "--devices -3", "--seed -1", "--seed 8388608", "--dilation 0", "--dilation -1",
                 "--processes 0", "--speed 0 10", "--rtt -5 5", "--rtt nan 5", "--kv-tokens 10", "--slo 0", "--noise -1",
-                "--acceptance 2", "--message-tokens 0", "--duration 0", "--jitter inf",
+                "--acceptance 2", "--message-tokens 0", "--duration 0",
+                "--jitter inf",
             )),
-            "load --think -1", "load --stagger -1", "load --noise 1.5", "validate --active 0", "profile --layers 0", "profile --kv-tokens 0",
+            "load --think -1", "load --stagger -1", "load --noise 1.5", "validate --active 0",
+            "profile --layers 0", "profile --kv-tokens 0",
             "profile --seed -1",
             *(f"{command} {rest}" for command in ("capacity", "goodput") for rest in (
                 "--seed -1", "--seeds 0", "--jobs 0", "--together 0", "--systems none",
@@ -165,6 +168,13 @@ class TestRefusals:
         monkeypatch.setattr("bench.load_options.TraceRing", no_ring)
         with pytest.raises(ConfigError, match=r"--trace .*a ring needs texts"):
             Load.of(load_options(), 1)
+
+    @pytest.mark.parametrize("folder", ["a,b", "d=1"])
+    def test_a_trace_whose_name_no_server_could_read(self, folder: str, tmp_path: Path) -> None:
+        (tmp_path / folder).mkdir()
+        copy = shutil.copy(trace_path("int4", "eval"), tmp_path / folder)
+        with pytest.raises(ConfigError, match=r"--trace .*the form is"):
+            Load.of(load_options("--trace", str(copy)), 1)
 
     @pytest.mark.parametrize("command", ["capacity", "goodput", "matrix"])
     def test_a_report_folder_that_cannot_be_made(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,16 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path) -> None:
     np.savez(path, tokens=np.zeros(3))
     with pytest.raises(ModelError, match="no trace"):
         DraftTrace.load(path)
+
+
+def test_a_file_that_lacks_chains_behind_rejections_is_refused(tmp_path: Path) -> None:
+    trace, path = make_trace(num_texts=3), tmp_path / "x.npz"
+    for rows in (slice(None, -1), slice(1, None)):
+        last = trace.texts[-1]
+        short = dataclasses.replace(last, behind=last.behind[rows], behind_tokens=last.behind_tokens[rows])
+        DraftTrace([*trace.texts[:-1], short], trace.about).save(path)
+        with pytest.raises(ModelError, match=r"is no trace of `wisp-edge trace`: its arrays have .* rows"):
+            DraftTrace.load(path)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])

@@ -16,10 +16,11 @@ from bench.gpu_cost import A100_32G, member_features
 from bench.sim_client import SessionTokens
 from bench.workload import SessionSpec
 from tests.factories import make_config
-from tests.traces import make_trace
+from tests.traces import make_text, make_trace
 from triton_models.emulated_text import EmulatedText, HashText, RingText
 from triton_models.emulated_verifier import EmulatedVerifier, Emulation, is_emulated, load_emulated
 from wisp_plugin.config import VerifierConfig
+from wisp_plugin.draft_trace import DraftTrace
 from wisp_plugin.engine import Engine
 from wisp_plugin.errors import CapacityError, ConfigError
 from wisp_plugin.estimator import EMPTY_PASS, Estimator
@@ -242,6 +243,16 @@ class TestConfiguration:
         save_profile(PROFILE, tmp_path / "p.json")
         with pytest.raises(ConfigError, match=r"no\.npz does not exist"):
             load_emulated(VerifierConfig(target=f"emulated:{tmp_path / 'p.json'},{tmp_path / 'no.npz'}"))
+
+    @pytest.mark.parametrize("num_texts", [0, 1])
+    def test_a_trace_without_tokens_fails_the_load(
+        self, num_texts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        save_profile(PROFILE, tmp_path / "p.json")
+        texts = [make_text(0, num_generated=0)] * num_texts
+        monkeypatch.setattr(DraftTrace, "load", lambda path: DraftTrace(texts, {}))
+        with pytest.raises(ConfigError, match="a trace with generated tokens is needed"):
+            load_emulated(VerifierConfig(target=f"emulated:{tmp_path / 'p.json'},{tmp_path / 'x.npz'}"))
 
     def test_other_targets_are_not_emulated(self) -> None:
         assert not is_emulated("default")

@@ -44,6 +44,16 @@ def test_what_cannot_be_measured_is_refused(
     assert complaint in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_made_is_told_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("WISP_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(profile_shape, "random_target", None)
+    assert cli.main(TINY) == 2
+    assert "profiles in $WISP_HOME: the folder" in capsys.readouterr().err
+
+
 def test_a_shape_that_does_not_fit_is_refused_before_it_is_built(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

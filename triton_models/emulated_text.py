@@ -49,7 +49,13 @@ class RingText:
 
     @classmethod
     def of(cls, texts: Sequence[TextTrace]) -> RingText:
-        """What the target has generated in these texts, one behind the other, without their prompts."""
+        """What the target has generated in these texts, one behind the other, without their prompts.
+
+        Raises:
+            ValueError: that is nothing.
+        """
+        if not any(len(text.generated) for text in texts):
+            raise ValueError("a trace with generated tokens is needed, this one has none")
         return cls(np.concatenate([text.generated for text in texts]))
 
     def first(self, seed: int) -> int:

@@ -150,7 +150,7 @@ def load_emulated(config: VerifierConfig) -> EmulatedVerifier:
     if emulation.trace is not None:
         try:
             text = RingText.of(DraftTrace.load(emulation.trace).texts)
-        except ModelError as error:
+        except (ModelError, ValueError) as error:
             raise ConfigError(f"target {config.target!r}: {error}") from None
     pool = BlockPool(config.kv_tokens // config.kv_block_tokens, config.kv_block_tokens)
     return EmulatedVerifier(text, profile, pool, emulation.noise_sigma, config.target)

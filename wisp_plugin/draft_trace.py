@@ -154,3 +154,7 @@ def _texts(
             behind_tokens[wrong],
         )  # fmt: skip
         at, at_generated, at_wrong = at + length, mine.stop, at_wrong + num_wrong
+    told = len(tokens), len(drafted), len(stats), len(behind), len(behind_tokens)
+    needed = at, at_generated, at_generated, at_wrong, at_wrong
+    if told != (needed if behind.shape[1] else (*needed[:3], *told[3:])):
+        raise ValueError(f"its arrays have {told} rows where its texts need {needed}")
