@@ -32,11 +32,11 @@ LONGEST_S = 0.01 / P.least_saving  # of which a pass of LINEAR costs loses no mo
 
 def take(
     c: Candidates, budget_s: float, must_s: Any = math.inf, draft_price: float = 0.4, needs_drafts: bool = True,
-    **config: Any,
+    prompts_first: bool = False, **config: Any,
 ) -> Choice:  # fmt: skip
     is_prefill = c.num_uncached > min(P.prefill_tokens, make_config(**config).max_pass_tokens)
     turns = Turns(make_config(**config), Estimator(LINEAR), P)
-    budget = Budget(budget_s, draft_price, needs_drafts)
+    budget = Budget(budget_s, draft_price, needs_drafts, prompts_first)
     return turns.choose(c, is_prefill, np.full(len(c), must_s, np.float64), NOW_S, budget)
 
 
@@ -209,7 +209,16 @@ class TestBudget:
         # Nor do they take longer than the tightest bears, however far ahead of its schedule it is.
         bound_s = 0.95 * longer_s
         tighter = make_candidates(20, tpot_s=[bound_s, *[0.2] * 19], num_turns=50, needed_s=NOW_S + 1.0)
-        assert budget.of(tighter, nobody, NOW_S) == Budget(pytest.approx(bound_s), found.draft_price, False)
+        assert budget.of(tighter, nobody, NOW_S) == Budget(pytest.approx(bound_s), found.draft_price, False, True)
+
+    def test_prompts_come_before_drafts_where_own_tokens_nearly_keep_the_pace(self) -> None:
+        """0.95 of the longest pass that saves time is near enough."""
+        budget, nobody = PassBudget(Estimator(LINEAR), P), np.zeros(2, bool)
+        work = budget._work(make_candidates(2).num_cached)
+        longest_s = budget._longest_s(work, budget._seconds_by_size(work), P.least_saving)
+        for share, prompts_first in ((0.94, False), (0.96, True), (1.01, True)):
+            c = make_candidates(2, tpot_s=[share * longest_s, 1.0], num_turns=50)
+            assert budget.of(c, nobody, NOW_S).prompts_first == prompts_first, share
 
     def test_passes_are_forgotten_and_empty_ones_are_none(self) -> None:
         budget = PassBudget(Estimator(LINEAR), P)
@@ -252,6 +261,26 @@ class TestDraftWeights:
         num_new = (found.seconds - 0.01) / TOKEN_S
         committing_s = found.seconds - 0.5 * num_new * TOKEN_S
         assert found.draft_price == pytest.approx(TOKEN_S * 0.5 * num_new / committing_s, rel=0.05)
+
+
+    def test_prompts_come_before_drafts_of_who_is_ahead(self) -> None:
+        """Drafts of who needs its next token now stay, and in `sync`; all of them if there is room, or no prompt."""
+        ahead_s = NOW_S + 0.021
+        c = make_candidates(
+            4, [[0.9]] * 3 + [[0.0]], num_uncached=[1, 1, 1, 400], is_sync=[0, 0, 1, 0], tpot_s=0.02,
+            needed_s=[ahead_s, NOW_S, ahead_s, ahead_s],
+        )  # fmt: skip
+        running = c.only(np.arange(3))
+        assert take(c, 0.0125).num_drafts.tolist() == [1, 1, 1, 0]
+        assert take(c, 0.0125, prompts_first=True).num_drafts.tolist() == [0, 1, 1, 0]
+        assert take(c, 1.0, prompts_first=True).num_drafts.tolist() == [1, 1, 1, 0]
+        assert take(running, 0.01055, prompts_first=True).num_drafts.sum() == 2  # for want of room
+
+    def test_nobody_gives_up_drafts_for_a_prompt_that_is_lost(self) -> None:
+        c = make_candidates(
+            2, [[0.9], [0.0]], num_uncached=[1, 400], needed_s=NOW_S + 0.021, tpot_s=0.02, is_lost=[0, 1]
+        )
+        assert take(c, 0.0125, prompts_first=True).num_drafts.tolist() == [1, 0]
 
 
 class TestOrder:

@@ -14,7 +14,9 @@ But there is always room for the smallest chunk of a prompt that waits: it canno
 Where all keep the pace with their own token of every pass, passes are alike for another reason: reading and computing
 overlap, so a pass full of prompts and one without take longer together than two that share them. Such a pass has the
 new tokens that come with what it commits, and a few more, so that prompts do not queue up; and it takes no longer than
-the tightest session bears, which hardly gets ahead where devices are slow, and would win nothing back.
+the tightest session bears, which hardly gets ahead where devices are slow, and would win nothing back. Nor do drafts of
+sessions that are ahead save an SLO there; what they cost makes prompts late, and keeps slow devices from getting ahead:
+they come behind prompts that wait, where the own tokens nearly do as well.
 
 A draft token that is right saves the time of a committed token, but not the prompts that come along: where time is
 scarce it has to be as likely as its own time is to that of a committed token, prompts apart.
@@ -43,12 +45,13 @@ _SIZES: Floats = np.geomspace(8.0, 4096.0, 37)  # new tokens of a pass that are 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How long the next pass may take, how likely a draft token has to be in it where time is scarce, and whether some
-    session needs drafts to keep its pace."""
+    """How long the next pass may take, how likely a draft token has to be in it where time is scarce, whether some
+    session needs drafts to keep its pace, and whether prompts come before the drafts of who is ahead."""
 
     seconds: float
     draft_price: float
     needs_drafts: bool = True
+    prompts_first: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +114,10 @@ class PassBudget:
         if not is_helped.any():
             return self._needing_drafts(work, seconds_by_size, longest_s)
         least_turn_s = float(turn_s[is_helped].min())
-        if c.tpot_s[runs][is_helped].min() >= longest_s:
+        tightest_tpot_s = float(c.tpot_s[runs][is_helped].min())
+        if tightest_tpot_s >= longest_s:
             level_s, draft_price = self._level(work, float(tokens_per_turn.sum()))
-            return Budget(max(longest_s, min(level_s, least_turn_s)), draft_price, needs_drafts=False)
+            return Budget(max(longest_s, min(level_s, least_turn_s)), draft_price, False, prompts_first=True)
         least_s = with_chunk_s if is_prefill.any() else 0.0
         ahead_s = (c.needed_s[runs] - now_s) / self._parameters.spend_passes
         reserve_s = 0.0 if c.drafting_s else self._parameters.reserve_tokens * c.tpot_s[runs]
@@ -121,7 +125,8 @@ class PassBudget:
         borne_s = float((turn_s + spared_s)[is_helped].min())
         saving_s = self._longest_s(work, seconds_by_size, self._parameters.least_saving_ahead)
         tightest_s = max(least_turn_s, min(borne_s, saving_s))
-        return self._needing_drafts(work, seconds_by_size, max(least_s, pace_s, tightest_s))
+        prompts_first = tightest_tpot_s >= self._parameters.own_pace * longest_s
+        return self._needing_drafts(work, seconds_by_size, max(least_s, pace_s, tightest_s), prompts_first)
 
     def _work(self, num_cached: Floats) -> _Work:
         estimator = self._estimator
@@ -140,10 +145,13 @@ class PassBudget:
         enough = np.searchsorted(spent, 1.0 - least_saving)
         return float(seconds_by_size[min(int(enough), len(_SIZES) - 1)])
 
-    def _needing_drafts(self, work: _Work, seconds_by_size: Floats, budget_s: float) -> Budget:
+    def _needing_drafts(
+        self, work: _Work, seconds_by_size: Floats, budget_s: float, prompts_first: bool = False
+    ) -> Budget:
         """The budget where some session needs drafts: their price in a pass that takes all of it."""
         num_new = float(np.interp(budget_s, seconds_by_size, _SIZES))
-        return Budget(budget_s, min(1.0, self._draft_price(work, work.beside + num_new * work.token, num_new)))
+        draft_price = min(1.0, self._draft_price(work, work.beside + num_new * work.token, num_new))
+        return Budget(budget_s, draft_price, prompts_first=prompts_first)
 
     def _with_chunk_s(self, work: _Work) -> float:
         """Seconds of a pass with everybody's own token and the smallest chunk of prefill."""

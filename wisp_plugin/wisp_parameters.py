@@ -31,6 +31,8 @@ class WispParameters:
     poor_turn_passes: float = 1.5  # turns that are worth fewer passes are poor: draft tokens count more to them
     most_draft_weight: float = 4.0  # and so many times as much at most
     # Where everybody keeps the pace without drafts
+    own_pace: float = 0.95  # or nearly: with a token from each pass of so much of the longest that saves time
+    own_pace_tokens: float = 1.0  # who is further ahead gives up its drafts to prompts that wait
     level_margin: float = 1.2  # of the new tokens that come with what a pass commits: so many it may have
     draft_margin: float = 1.15  # so many times its price a draft token has to be worth
     first_token_passes: float = 6.0  # a prompt comes before running sessions if it is needed in so many passes

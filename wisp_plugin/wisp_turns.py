@@ -50,6 +50,8 @@ class Turns:
         else:
             order = self._order(c, is_prefill, must_s, has_no_room, now_s, budget)
             scarce = self._valuable(c, value, budget.draft_price, num_drafts)
+            if budget.prompts_first and (is_prefill & (c.is_lost == 0)).any():
+                scarce = np.where(self._spares_drafts(c, now_s), 0.0, scarce)
             wanted = Wanted(num_uncached, scarce, must)
             fill = Fill(self._config, self._estimator, c, wanted, self._chunk_tokens, budget.seconds)
             committed, drafts = fill.take(order)
@@ -101,6 +103,11 @@ class Turns:
         own = self._estimator.work(EMPTY_PASS + runs @ features)
         token = self._estimator.work(token_features(c.num_cached.mean()))
         return np.count_nonzero(runs) / self._estimator.pass_s(own) * float(self._estimator.weights(own) @ token)
+
+    def _spares_drafts(self, c: Candidates, now_s: float) -> Bools:
+        """Who is so far ahead that its drafts save it nothing; not in `sync`, where they would be lost."""
+        result: Bools = (c.needed_s > now_s + self._parameters.own_pace_tokens * c.tpot_s) & (c.is_sync == 0)
+        return result
 
     def _valuable(self, c: Candidates, value: Floats, least_value: float, num_drafts: Floats) -> Floats:
         """Of `num_drafts` those with a `value` `[S, K]` of `least_value`; in `sync`, where a device gives up what is
