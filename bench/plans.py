@@ -1,0 +1,94 @@
+"""What `wisp-bench plan` simulates: what is asked, the server alone, every change by itself, and how long runs are."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bench.cells import DRAFTS
+from bench.gpu_cost import unloaded_pass_s
+from bench.gpu_profile import draft_step_on, find_profile, knows_draft_step, kv_tokens
+from bench.scenario import Scenario
+from bench.systems import SLO_CENTRAL, WISP, Setting
+from bench.trace_walk import WalkOf
+from bench.workload import DeviceKind, SloClass, Throttling, Workload
+
+SECOND_SERVER = "a second server, half of the devices each"
+_WANTED_SESSIONS = 100
+_LEAST_SECONDS, _MOST_SECONDS = 36.0, 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class PlanTiming:
+    """How long runs are: `seconds`, or (None) as long as the sessions of so many devices want, each of which takes
+    about `session_s` with its pause, within bounds. A third is warm-up."""
+
+    session_s: float
+    seconds: float | None = None
+
+    def timed(self, scenario: Scenario, num_devices: int) -> Scenario:
+        """`scenario` with so many devices, in runs of this length."""
+        wanted_s = 1.5 * _WANTED_SESSIONS * self.session_s / num_devices
+        seconds = self.seconds or min(max(_LEAST_SECONDS, wanted_s), _MOST_SECONDS)
+        workload = replace(scenario.workload, num_devices=num_devices, stagger_s=seconds / 3)
+        return replace(scenario, workload=workload, duration_s=seconds, warm_up_s=seconds / 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One way to serve: its name, its scenario, the number of devices that are asked about, and how long runs are."""
+
+    name: str
+    scenario: Scenario
+    num_devices: int
+    timing: PlanTiming
+
+
+def make_plans(args: argparse.Namespace) -> list[Plan]:
+    """What is asked, the server alone, and every change by itself."""
+    base, asked = base_scenario(args), args.devices
+    timing = PlanTiming(args.output_tokens * args.tpot_ms / 1e3 + args.think_s, args.seconds)
+
+    def served(setting: Setting, scenario: Scenario, draft: str = args.draft) -> Scenario:
+        return setting.serve(scenario, draft)
+
+    def with_workload(**changes: Any) -> Scenario:
+        return served(WISP.settings[0], replace(base, workload=replace(base.workload, **changes)))
+
+    workload, (ours, *with_server_draft) = base.workload, WISP.settings
+    relaxed = tuple(replace(c, tpot_passes=1.25 * c.tpot_passes) for c in workload.classes)
+    plans = [
+        Plan("as asked", served(ours, base), asked, timing),
+        Plan("without drafts", served(SLO_CENTRAL.settings[0], base), asked, timing),
+        Plan("tpot 25 % longer", with_workload(classes=relaxed), asked, timing),
+        Plan("devices that draft twice as fast", with_workload(kinds=(DeviceKind(2 * args.speed),)), asked, timing),
+        Plan("half the round trip", with_workload(rtt_s=tuple(0.5 * r for r in workload.rtt_s)), asked, timing),
+        Plan("prompts half as long", with_workload(median_prompt_tokens=max(16, args.prompt // 2)), asked, timing),
+    ]
+    for draft in DRAFTS[DRAFTS.index(args.draft) + 1 :]:
+        better = replace(base, tokens=WalkOf(draft, args.seed))
+        plans.append(Plan(f"the better draft {draft}", served(ours, better, draft), asked, timing))
+    if knows_draft_step(args.profile):
+        for setting in with_server_draft:
+            name = f"up to {setting.server_drafts} drafts of the server as well, KV for {setting.draft_kv_share:.0%}"
+            plans.append(Plan(name, served(setting, base), asked, timing))
+    plans.append(Plan(SECOND_SERVER, served(ours, base), (asked + 1) // 2, timing))
+    return plans
+
+
+def base_scenario(args: argparse.Namespace) -> Scenario:
+    """The workload that is asked about, on the profile."""
+    costs = find_profile(args.profile).costs
+    pass_s = unloaded_pass_s(costs)
+    workload = Workload(
+        rtt_s=(args.rtt_ms / 1e3, args.rtt_ms / 1e3), jitter_s=0.05 * args.rtt_ms / 1e3,
+        classes=(SloClass("asked", args.tpot_ms / 1e3 / pass_s),), unloaded_pass_s=pass_s,
+        median_prompt_tokens=args.prompt, median_output_tokens=args.output_tokens,
+        kinds=(DeviceKind(args.speed),), throttling=Throttling(), think_s=args.think_s, seed=args.seed,
+    )  # fmt: skip
+    return Scenario(
+        workload, tokens=WalkOf(args.draft, args.seed), costs=costs, noise_sigma=0.03,
+        kv_tokens=args.kv_tokens or kv_tokens(), seed=args.seed,
+        draft_step=draft_step_on(args.profile, costs.norm) if knows_draft_step(args.profile) else None,
+    )  # fmt: skip
