@@ -7,8 +7,10 @@ Simulates policy `wisp` with rule `price` on the profile (that of `wisp-server p
 that is shipped), then each change by itself. `capacity_without_drafts` is what the server would hold alone; `changes`
 are sorted by the devices that they win, and `change_first` is the first one that takes no second server, if any wins
 something. The first token of a session is wanted within 10 tpot + 1 ms per prompt token. "As asked" is devices alone.
-Goodput and capacity are our own definitions. Runs are as long as it takes to judge about a hundred sessions; all of it
-takes some minutes on two cores. Exit code 1: the devices that are asked for cannot be served.
+Goodput and capacity are our own definitions. Runs take from 36 s to 10 minutes (simulated), as long as it takes to
+judge about a hundred sessions, or `--seconds`. One that judges fewer than 20 tells nothing: it is made longer, up to
+four hours for a single device, and what still judges fewer is refused. All of it takes some minutes on two cores.
+Exit code 1: the devices that are asked for cannot be served.
 """
 
 from __future__ import annotations
@@ -33,9 +35,9 @@ from bench.gpu_profile import DEFAULT, find_profile, is_derived
 from bench.lab import Lab
 from bench.plans import SECOND_SERVER, Plan, make_plans
 from bench.report import finish, print_table
-from bench.search import ATTAINMENT, MOST_DEVICES, Search
+from bench.search import ATTAINMENT, MOST_DEVICES, Figures, Search
 from bench.simulator import simulate
-from bench.systems import WISP, Setting
+from bench.systems import WISP
 from wisp_plugin.errors import ConfigError
 from wisp_plugin.estimator import Costs
 
@@ -61,7 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--kv-tokens", type=whole_number(LEAST_KV_TOKENS), metavar="N",
         help="tokens whose KV the server holds [49,552: a model of 32 G parameters in 80 GB]")  # fmt: skip
     add("--seconds", type=positive_float, metavar="S",
-        help="simulated, a third of them warm-up [36, longer for few devices]")  # fmt: skip
+        help=f"simulated, a third of them warm-up; more where they judge less than {LEAST_SESSIONS} sessions [36, "
+        "longer for few devices]")  # fmt: skip
     add("--seed", type=not_negative_int, default=0)
     add("--jobs", type=num_processes, default=num_cores(), metavar="N", help="processes [the cores]")
 
@@ -90,7 +93,7 @@ def main(args: argparse.Namespace) -> int:
                 [(name, a.capacity, a.attainment, a.goodput) for name, a in rows])  # fmt: skip
     figures = {
         "fits": fits, "attainment": now.attainment, "goodput": now.goodput, "capacity": now.capacity,
-        "sessions_judged": now.figures["sessions"],
+        "sessions_judged": now.figures["sessions"], "simulated_s": now.figures["simulated_s"],
         "capacity_without_drafts": alone.capacity, "attainment_without_drafts": alone.attainment,
         "busy_share": now.figures["busy_share"], "wdt_share": now.figures["wdt_share"],
         "change_first": _first_change(now, changes),
@@ -101,26 +104,30 @@ def main(args: argparse.Namespace) -> int:
 
 
 def solve(plan: Plan) -> Answer:
-    """Simulate a plan: the devices asked about, and the capacity from there.
-
-    Raises ConfigError if runs are too short for a verdict.
-    """
-
-    def measure(_: Setting, num_devices: int) -> dict[str, float]:
-        figures = simulate(plan.timing.timed(plan.scenario, num_devices)).figures()
-        is_asked = num_devices == plan.num_devices and plan.name != SECOND_SERVER
-        if is_asked and figures["sessions"] < LEAST_SESSIONS:
-            raise ConfigError(
-                f"runs judge {figures['sessions']:.0f} sessions of {num_devices} devices, and at least "
-                f"{LEAST_SESSIONS} are needed: give longer ones (--seconds), or shorter sessions or pauses"
-            )
-        return figures
-
-    search = Search(measure, plan.num_devices)
+    """Simulate a plan: the devices asked about, and the capacity from there. Raises as `measure` does."""
+    search = Search(lambda _, num_devices: measure(plan, num_devices), plan.num_devices)
     capacity, setting = search.capacity(WISP.only(WISP.settings[0]))  # the scenario has its setting already
     figures = search.run(setting, plan.num_devices)
     factor = 2 if plan.name == SECOND_SERVER else 1
     return Answer(figures["attainment"], factor * figures["goodput"], factor * capacity, figures)
+
+
+def measure(plan: Plan, num_devices: int) -> Figures:
+    """Figures of the first run of so many devices that judges enough sessions, and its length as `simulated_s`.
+
+    Raises:
+        ConfigError: not even the longest one does.
+    """
+    figures: Figures = {}
+    for scenario in plan.runs(num_devices):
+        figures = simulate(scenario).figures() | {"simulated_s": scenario.duration_s}
+        if figures["sessions"] >= LEAST_SESSIONS:
+            return figures
+    devices = f"{num_devices} device{'s' * (num_devices > 1)}"
+    raise ConfigError(
+        f"{plan.name}, with {devices}: {figures['simulated_s']:,.0f} s judge {figures['sessions']:.0f} sessions, and "
+        f"at least {LEAST_SESSIONS} are needed: give longer runs (--seconds), or shorter sessions or pauses"
+    )
 
 
 def _first_change(now: Answer, changes: list[tuple[str, Answer]]) -> str | None:
@@ -138,7 +145,8 @@ def _verdict(args: argparse.Namespace, now: Answer, alone: Answer) -> str:
     return (
         f"\n{args.devices} devices at {args.tpot_ms:g} ms per token {word} be served by {profile.fingerprint.model} on "
         f"{profile.fingerprint.device} ({kind}):\n{now.attainment:.1%} of sessions meet their SLO, "
-        f"{now.goodput:.0f} tokens/s count ({now.figures['sessions']:.0f} sessions were judged). The server holds "
+        f"{now.goodput:.0f} tokens/s count ({now.figures['sessions']:.0f} sessions were judged, in "
+        f"{now.figures['simulated_s']:.0f} s). The server holds "
         f"{now.capacity} such devices, {alone.capacity} without drafts.{_floor(args.tpot_ms, profile.costs)}"
     )
 

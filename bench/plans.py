@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,22 +18,27 @@ from bench.workload import DeviceKind, SloClass, Throttling, Workload
 SECOND_SERVER = "a second server, half of the devices each"
 _WANTED_SESSIONS = 100
 _LEAST_SECONDS, _MOST_SECONDS = 36.0, 600.0
+_MOST_DEVICE_SECONDS = 4 * 3600.0  # of few devices: 20 sessions of a single one, with pauses, of 8 minutes each
 
 
 @dataclass(frozen=True, slots=True)
 class PlanTiming:
     """How long runs are: `seconds`, or (None) as long as the sessions of so many devices want, each of which takes
-    about `session_s` with its pause, within bounds. A third is warm-up."""
+    about `session_s` with its pause, within bounds."""
 
     session_s: float
     seconds: float | None = None
 
-    def timed(self, scenario: Scenario, num_devices: int) -> Scenario:
-        """`scenario` with so many devices, in runs of this length."""
+    def lengths_s(self, num_devices: int) -> Iterator[float]:
+        """Seconds of a run of so many devices, and of those that follow as long as one judges too few sessions: twice
+        as long each time, up to ten minutes, or four hours of devices' time if that is more."""
         wanted_s = 1.5 * _WANTED_SESSIONS * self.session_s / num_devices
         seconds = self.seconds or min(max(_LEAST_SECONDS, wanted_s), _MOST_SECONDS)
-        workload = replace(scenario.workload, num_devices=num_devices, stagger_s=seconds / 3)
-        return replace(scenario, workload=workload, duration_s=seconds, warm_up_s=seconds / 3)
+        yield seconds
+        most_s = max(_MOST_SECONDS, _MOST_DEVICE_SECONDS / num_devices)
+        while seconds < most_s:
+            seconds = min(2.0 * seconds, most_s)
+            yield seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,12 @@ class Plan:
     scenario: Scenario
     num_devices: int
     timing: PlanTiming
+
+    def runs(self, num_devices: int) -> Iterator[Scenario]:
+        """The scenario with so many devices, in longer and longer runs. A third is warm-up, over which they start."""
+        for seconds in self.timing.lengths_s(num_devices):
+            workload = replace(self.scenario.workload, num_devices=num_devices, stagger_s=seconds / 3)
+            yield replace(self.scenario, workload=workload, duration_s=seconds, warm_up_s=seconds / 3)
 
 
 def make_plans(args: argparse.Namespace) -> list[Plan]:

@@ -2,12 +2,107 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable
+from types import SimpleNamespace
+
 import pytest
 
 from bench import cli, planner, plans
-from bench.cells import MIX, Timing
 from bench.gpu_profile import DEFAULT, find_profile
+from bench.scenario import Scenario
 from tests.comparison_fakes import document_of
+from wisp_plugin.errors import ConfigError
+
+Count = Callable[[Scenario], float]
+ASKED = ("--devices", "40", "--tpot-ms", "60")
+
+
+def plans_by_name(*words: str) -> dict[str, plans.Plan]:
+    """The plans of a command line behind `ASKED`."""
+    parser = argparse.ArgumentParser()
+    planner.add_arguments(parser)
+    return {plan.name: plan for plan in plans.make_plans(parser.parse_args([*ASKED, *words]))}
+
+
+class FakeSimulator:
+    """Stands for `simulate`: up to `most(scenario)` devices all sessions meet their SLO, beyond that half of them do.
+
+    `sessions(scenario)` are judged; each device brings 10 tokens/s. `scenarios`: all that was asked.
+    """
+
+    def __init__(self, most: Count, sessions: Count = lambda _: 100.0) -> None:
+        self._most, self._sessions = most, sessions
+        self.scenarios: list[Scenario] = []
+
+    def __call__(self, scenario: Scenario) -> SimpleNamespace:
+        self.scenarios.append(scenario)
+        num_devices, sessions = scenario.workload.num_devices, self._sessions(scenario)
+        is_met = num_devices <= self._most(scenario) or not sessions  # attainment is 1 without sessions
+        figures = {"sessions": sessions, "attainment": 1.0 if is_met else 0.5, "goodput": 10.0 * num_devices,
+                   "busy_share": 0.5, "wdt_share": 0.1}  # fmt: skip
+        return SimpleNamespace(figures=lambda: figures)
+
+
+def one_per_minute(scenario: Scenario) -> float:
+    """Judged sessions: one per device and minute behind the warm-up."""
+    return scenario.workload.num_devices * (scenario.duration_s - scenario.warm_up_s) // 60
+
+
+class TestLengths:
+    def test_runs_are_longer_for_few_devices(self) -> None:
+        timing = plans.PlanTiming(10.0)
+        assert [next(timing.lengths_s(n)) for n in (1, 20, 60, 1000)] == [600.0, 75.0, 36.0, 36.0]
+
+    @pytest.mark.parametrize(
+        ("seconds", "num_devices", "lengths"),
+        [
+            (None, 1, [600.0, 1200.0, 2400.0, 4800.0, 9600.0, 14_400.0]),
+            (None, 60, [36.0, 72.0, 144.0, 288.0, 576.0, 600.0]),
+            (250.0, 12, [250.0, 500.0, 1000.0, 1200.0]),
+            (900.0, 100, [900.0]),
+        ],
+    )
+    def test_each_is_twice_the_one_before_up_to_a_bound(
+        self, seconds: float | None, num_devices: int, lengths: list[float]
+    ) -> None:
+        assert list(plans.PlanTiming(10.0, seconds).lengths_s(num_devices)) == lengths
+
+    def test_a_third_of_a_run_is_warm_up(self) -> None:
+        run = next(plans_by_name("--seconds", "6")["as asked"].runs(3))
+        assert (run.duration_s, run.warm_up_s, run.workload.stagger_s, run.workload.num_devices) == (6.0, 2.0, 2.0, 3)
+
+
+class TestVerdicts:
+    @pytest.mark.parametrize("name", ["as asked", plans.SECOND_SERVER])
+    def test_what_judges_nobody_holds_nothing(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """... where 10 s judge too few sessions of any number of devices, and longer runs show that all fail."""
+        fake = FakeSimulator(lambda _: 0, one_per_minute)
+        monkeypatch.setattr(planner, "simulate", fake)
+        answer = planner.solve(plans_by_name("--seconds", "10")[name])
+        assert (answer.capacity, answer.attainment) == (0, 0.5)
+        assert answer.figures["sessions"] >= planner.LEAST_SESSIONS
+        last_s = {scenario.workload.num_devices: scenario.duration_s for scenario in fake.scenarios}
+        assert last_s[1] > last_s[5] > 10.0
+
+    def test_a_run_that_judges_enough_is_the_only_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        fake = FakeSimulator(lambda _: 1, lambda _: float(planner.LEAST_SESSIONS))
+        monkeypatch.setattr(planner, "simulate", fake)
+        figures = planner.measure(plans_by_name("--seconds", "10")["as asked"], 40)
+        assert len(fake.scenarios) == 1
+        assert figures["simulated_s"] == 10.0
+
+    def test_too_few_sessions_in_the_longest_run_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(planner, "simulate", FakeSimulator(lambda _: 1, lambda _: 19.0))
+        with pytest.raises(ConfigError, match=r"with 1 device: 14,400 s judge 19 .* at least 20 .* \(--seconds\)"):
+            planner.measure(plans_by_name()["as asked"], 1)
+
+    def test_the_refusal_is_one_line(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        monkeypatch.setattr(planner, "simulate", FakeSimulator(lambda _: 1, lambda _: 0.0))
+        assert cli.main(["plan", *ASKED, "--jobs", "1"]) == 2
+        error = capsys.readouterr().err
+        assert "as asked, with 40 devices: 600 s judge 0 sessions" in error.splitlines()[-1]
+        assert "Traceback" not in error
 
 
 class TestCommand:
@@ -34,17 +129,6 @@ class TestCommand:
         answers = [planner.Answer(1.0, 100.0, capacity, {}) for capacity in capacities]
         changes = list(zip((plans.SECOND_SERVER, "prompts", "speed"), answers, strict=True))
         assert planner._first_change(planner.Answer(1.0, 100.0, 40, {}), changes) == first
-
-    def test_a_plan_says_nothing_without_sessions(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert cli.main(["plan", "--devices", "8", "--tpot-ms", "45", "--seconds", "0.01", "--jobs", "1"]) == 2
-        assert "judge 0 sessions of 8 devices, and at least 20 are needed" in capsys.readouterr().err
-
-    def test_runs_of_a_plan_are_longer_for_few_devices(self) -> None:
-        scenario, timing = MIX.scenario(Timing(), 0), plans.PlanTiming(10.0)
-        seconds = [timing.timed(scenario, n).duration_s for n in (1, 20, 60, 1000)]
-        assert seconds == [600.0, 75.0, 36.0, 36.0]
-        few = plans.PlanTiming(10.0, 5.0).timed(scenario, 3)
-        assert (few.duration_s, few.warm_up_s, few.workload.num_devices) == (5.0, pytest.approx(5.0 / 3), 3)
 
     def test_a_plan_tells_the_floor_of_an_slo(self) -> None:
         costs = find_profile(DEFAULT).costs
