@@ -81,7 +81,9 @@ class Answer:
 
 def main(args: argparse.Namespace) -> int:
     """Answer; exit code 1 if the devices cannot be served."""
-    plans = make_plans(args)
+    every_plan = make_plans(args)
+    plans = [plan for plan in every_plan if plan.has_room]
+    left_out = [plan for plan in every_plan if not plan.has_room]
     with Lab(args.jobs) as lab:
         answers = dict(zip([p.name for p in plans], lab.map("plan", solve, plans), strict=True))
     now, alone = answers.pop("as asked"), answers.pop("without drafts")
@@ -91,6 +93,9 @@ def main(args: argparse.Namespace) -> int:
     rows = [("as asked", now), ("without drafts", alone), *changes]
     print_table("What would change it", ("change", "devices held", "attainment at the devices asked", "goodput, tok/s"),
                 [(name, a.capacity, a.attainment, a.goodput) for name, a in rows])  # fmt: skip
+    for plan in left_out:
+        print(f"Left out: {plan.name}. The target would have KV of {plan.scenario.kv_tokens:,} tokens, and the longest "
+              f"session takes {LEAST_KV_TOKENS:,}.")  # fmt: skip
     figures = {
         "fits": fits, "attainment": now.attainment, "goodput": now.goodput, "capacity": now.capacity,
         "sessions_judged": now.figures["sessions"], "simulated_s": now.figures["simulated_s"],
@@ -98,6 +103,7 @@ def main(args: argparse.Namespace) -> int:
         "busy_share": now.figures["busy_share"], "wdt_share": now.figures["wdt_share"],
         "change_first": _first_change(now, changes),
         "changes": [{"change": n, "capacity": a.capacity, "attainment": a.attainment} for n, a in changes],
+        "left_out": [plan.name for plan in left_out],
     }  # fmt: skip
     finish("plan", figures, vars(args), args.seed)
     return 0 if fits else 1

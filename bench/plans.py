@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bench.arguments import LEAST_KV_TOKENS
 from bench.cells import DRAFTS
 from bench.gpu_cost import unloaded_pass_s
 from bench.gpu_profile import draft_step_on, find_profile, knows_draft_step, kv_tokens
@@ -49,6 +50,11 @@ class Plan:
     scenario: Scenario
     num_devices: int
     timing: PlanTiming
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the KV memory that its draft model leaves to the target holds the longest session."""
+        return self.scenario.kv_tokens >= LEAST_KV_TOKENS
 
     def runs(self, num_devices: int) -> Iterator[Scenario]:
         """The scenario with so many devices, in longer and longer runs. A third is warm-up, over which they start."""

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from bench import cli, planner, plans
+from bench.arguments import LEAST_KV_TOKENS
 from bench.gpu_profile import DEFAULT, find_profile
 from bench.scenario import Scenario
 from tests.comparison_fakes import document_of
@@ -103,6 +104,29 @@ class TestVerdicts:
         error = capsys.readouterr().err
         assert "as asked, with 40 devices: 600 s judge 0 sessions" in error.splitlines()[-1]
         assert "Traceback" not in error
+
+
+class TestRoom:
+    @pytest.mark.parametrize(("kv_tokens", "shares"), [("3072", ["70%", "70%", "35%"]), ("4000", ["70%", "70%"]),
+                                                       ("4500", [])])  # fmt: skip
+    def test_drafts_of_the_server_leave_room_for_the_longest_session(self, kv_tokens: str, shares: list[str]) -> None:
+        without_room = [plan for plan in plans_by_name("--kv-tokens", kv_tokens).values() if not plan.has_room]
+        assert [plan.name.rpartition(" ")[2] for plan in without_room] == shares
+        assert all(plan.scenario.server_draft is not None for plan in without_room)
+
+    def test_plans_without_room_are_told_and_not_run(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        fake = FakeSimulator(lambda _: 60)
+        monkeypatch.setattr(planner, "simulate", fake)
+        assert cli.main(["plan", *ASKED, "--jobs", "1", "--kv-tokens", "4000"]) == 0
+        output = capsys.readouterr().out
+        document = document_of(output)
+        names = [f"up to {n} drafts of the server as well, KV for 70%" for n in (3, 2)]
+        assert document["left_out"] == names
+        assert not {change["change"] for change in document["changes"]} & set(names)
+        assert f"Left out: {names[0]}. The target would have KV of 2,7" in output
+        assert min(scenario.kv_tokens for scenario in fake.scenarios) >= LEAST_KV_TOKENS
 
 
 class TestCommand:
