@@ -6,7 +6,9 @@
 Simulates policy `wisp` with rule `price` on the profile (that of `wisp-server profile` or `wisp-bench profile`, or one
 that is shipped), then each change by itself. `capacity_without_drafts` is what the server would hold alone; `changes`
 are sorted by the devices that they win, and `change_first` is the first one that takes no second server, if any wins
-something. The first token of a session is wanted within 10 tpot + 1 ms per prompt token. "As asked" is devices alone.
+something. `hold_at_least` names those whose capacity is only known to be no less, as all that was tried holds (up to
+1,024 devices of a server), `left_out` those that leave the target too little KV memory. The first token of a session is
+wanted within 10 tpot + 1 ms per prompt token. "As asked" is devices alone.
 Goodput and capacity are our own definitions. Runs take from 36 s to 10 minutes (simulated), as long as it takes to
 judge about a hundred sessions, or `--seconds`. One that judges fewer than 20 tells nothing: it is made longer, up to
 four hours for a single device, and what still judges fewer is refused. All of it takes some minutes on two cores.
@@ -16,6 +18,7 @@ Exit code 1: the devices that are asked for cannot be served.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.arguments import (
@@ -33,7 +36,7 @@ from bench.comparison_command import num_cores
 from bench.gpu_cost import unloaded_pass_s
 from bench.gpu_profile import DEFAULT, find_profile, is_derived
 from bench.lab import Lab
-from bench.plans import SECOND_SERVER, Plan, make_plans
+from bench.plans import AS_ASKED, SECOND_SERVER, WITHOUT_DRAFTS, Plan, make_plans
 from bench.report import finish, print_table
 from bench.search import ATTAINMENT, MOST_DEVICES, Figures, Search
 from bench.simulator import simulate
@@ -71,12 +74,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Figures at the devices that were asked about, and the capacity."""
+    """Figures at the devices that were asked about, and the capacity. `is_least`: more were not tried, all hold."""
 
     attainment: float
     goodput: float
     capacity: int
-    figures: dict[str, float]
+    figures: Figures
+    is_least: bool = False
+
+    @property
+    def held(self) -> int | str:
+        """The capacity as it is told."""
+        return f"at least {self.capacity}" if self.is_least else self.capacity
 
 
 def main(args: argparse.Namespace) -> int:
@@ -86,16 +95,12 @@ def main(args: argparse.Namespace) -> int:
     left_out = [plan for plan in every_plan if not plan.has_room]
     with Lab(args.jobs) as lab:
         answers = dict(zip([p.name for p in plans], lab.map("plan", solve, plans), strict=True))
-    now, alone = answers.pop("as asked"), answers.pop("without drafts")
+    now, alone = answers.pop(AS_ASKED), answers.pop(WITHOUT_DRAFTS)
     fits = now.attainment >= ATTAINMENT
     changes = sorted(answers.items(), key=lambda pair: -pair[1].capacity)
+    rows = [(AS_ASKED, now), (WITHOUT_DRAFTS, alone), *changes]
     print(_verdict(args, now, alone))
-    rows = [("as asked", now), ("without drafts", alone), *changes]
-    print_table("What would change it", ("change", "devices held", "attainment at the devices asked", "goodput, tok/s"),
-                [(name, a.capacity, a.attainment, a.goodput) for name, a in rows])  # fmt: skip
-    for plan in left_out:
-        print(f"Left out: {plan.name}. The target would have KV of {plan.scenario.kv_tokens:,} tokens, and the longest "
-              f"session takes {LEAST_KV_TOKENS:,}.")  # fmt: skip
+    _print_changes(rows, left_out)
     figures = {
         "fits": fits, "attainment": now.attainment, "goodput": now.goodput, "capacity": now.capacity,
         "sessions_judged": now.figures["sessions"], "simulated_s": now.figures["simulated_s"],
@@ -103,6 +108,7 @@ def main(args: argparse.Namespace) -> int:
         "busy_share": now.figures["busy_share"], "wdt_share": now.figures["wdt_share"],
         "change_first": _first_change(now, changes),
         "changes": [{"change": n, "capacity": a.capacity, "attainment": a.attainment} for n, a in changes],
+        "hold_at_least": [name for name, answer in rows if answer.is_least],
         "left_out": [plan.name for plan in left_out],
     }  # fmt: skip
     finish("plan", figures, vars(args), args.seed)
@@ -111,11 +117,14 @@ def main(args: argparse.Namespace) -> int:
 
 def solve(plan: Plan) -> Answer:
     """Simulate a plan: the devices asked about, and the capacity from there. Raises as `measure` does."""
-    search = Search(lambda _, num_devices: measure(plan, num_devices), plan.num_devices)
+    search = Search(lambda _, num_devices: measure(plan, num_devices), max(plan.loads))
     capacity, setting = search.capacity(WISP.only(WISP.settings[0]))  # the scenario has its setting already
-    figures = search.run(setting, plan.num_devices)
-    factor = 2 if plan.name == SECOND_SERVER else 1
-    return Answer(figures["attainment"], factor * figures["goodput"], factor * capacity, figures)
+    is_least = capacity == max(num_devices for _, num_devices in search.runs)  # nothing was found to be too many
+    loads = [num_devices for num_devices in plan.loads if num_devices]
+    runs = [search.run(setting, num_devices) for num_devices in loads]
+    attainment = sum(n / sum(loads) * run["attainment"] for n, run in zip(loads, runs, strict=True))
+    goodput = sum(run["goodput"] for run in runs)
+    return Answer(attainment, goodput, len(plan.loads) * capacity, runs[-1], is_least)
 
 
 def measure(plan: Plan, num_devices: int) -> Figures:
@@ -136,6 +145,14 @@ def measure(plan: Plan, num_devices: int) -> Figures:
     )
 
 
+def _print_changes(rows: Sequence[tuple[str, Answer]], left_out: Sequence[Plan]) -> None:
+    print_table("What would change it", ("change", "devices held", "attainment at the devices asked", "goodput, tok/s"),
+                [(name, a.held, a.attainment, a.goodput) for name, a in rows])  # fmt: skip
+    for plan in left_out:
+        print(f"Left out: {plan.name}. The target would have KV of {plan.scenario.kv_tokens:,} tokens, and the longest "
+              f"session takes {LEAST_KV_TOKENS:,}.")  # fmt: skip
+
+
 def _first_change(now: Answer, changes: list[tuple[str, Answer]]) -> str | None:
     """The change that wins most devices, a second server only if no other wins any; None if none does. What lies
     within the resolution of a capacity is no gain."""
@@ -153,7 +170,7 @@ def _verdict(args: argparse.Namespace, now: Answer, alone: Answer) -> str:
         f"{profile.fingerprint.device} ({kind}):\n{now.attainment:.1%} of sessions meet their SLO, "
         f"{now.goodput:.0f} tokens/s count ({now.figures['sessions']:.0f} sessions were judged, in "
         f"{now.figures['simulated_s']:.0f} s). The server holds "
-        f"{now.capacity} such devices, {alone.capacity} without drafts.{_floor(args.tpot_ms, profile.costs)}"
+        f"{now.held} such devices, {alone.held} without drafts.{_floor(args.tpot_ms, profile.costs)}"
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bench.arguments import LEAST_KV_TOKENS
+from bench.arguments import LEAST_KV_TOKENS, PROMPTS
 from bench.cells import DRAFTS
 from bench.gpu_cost import unloaded_pass_s
 from bench.gpu_profile import draft_step_on, find_profile, knows_draft_step, kv_tokens
@@ -16,6 +16,7 @@ from bench.systems import SLO_CENTRAL, WISP, Setting
 from bench.trace_walk import WalkOf
 from bench.workload import DeviceKind, SloClass, Throttling, Workload
 
+AS_ASKED, WITHOUT_DRAFTS = "as asked", "without drafts"
 SECOND_SERVER = "a second server, half of the devices each"
 _WANTED_SESSIONS = 100
 _LEAST_SECONDS, _MOST_SECONDS = 36.0, 600.0
@@ -44,11 +45,12 @@ class PlanTiming:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One way to serve: its name, its scenario, the number of devices that are asked about, and how long runs are."""
+    """One way to serve: its name, its scenario, the devices that are asked about on each of its servers (0: it has
+    none), and how long runs are."""
 
     name: str
     scenario: Scenario
-    num_devices: int
+    loads: tuple[int, ...]
     timing: PlanTiming
 
     @property
@@ -64,7 +66,7 @@ class Plan:
 
 
 def make_plans(args: argparse.Namespace) -> list[Plan]:
-    """What is asked, the server alone, and every change by itself."""
+    """What is asked, the server alone, and every change by itself (of what can be halved)."""
     base, asked = base_scenario(args), args.devices
     timing = PlanTiming(args.output_tokens * args.tpot_ms / 1e3 + args.think_s, args.seconds)
 
@@ -76,23 +78,24 @@ def make_plans(args: argparse.Namespace) -> list[Plan]:
 
     workload, (ours, *with_server_draft) = base.workload, WISP.settings
     relaxed = tuple(replace(c, tpot_passes=1.25 * c.tpot_passes) for c in workload.classes)
-    plans = [
-        Plan("as asked", served(ours, base), asked, timing),
-        Plan("without drafts", served(SLO_CENTRAL.settings[0], base), asked, timing),
-        Plan("tpot 25 % longer", with_workload(classes=relaxed), asked, timing),
-        Plan("devices that draft twice as fast", with_workload(kinds=(DeviceKind(2 * args.speed),)), asked, timing),
-        Plan("half the round trip", with_workload(rtt_s=tuple(0.5 * r for r in workload.rtt_s)), asked, timing),
-        Plan("prompts half as long", with_workload(median_prompt_tokens=max(16, args.prompt // 2)), asked, timing),
-    ]
+    scenarios = {
+        AS_ASKED: served(ours, base),
+        WITHOUT_DRAFTS: served(SLO_CENTRAL.settings[0], base),
+        "tpot 25 % longer": with_workload(classes=relaxed),
+        "devices that draft twice as fast": with_workload(kinds=(DeviceKind(2 * args.speed),)),
+    }
+    if args.rtt_ms:
+        scenarios["half the round trip"] = with_workload(rtt_s=tuple(0.5 * r for r in workload.rtt_s))
+    if args.prompt // 2 >= PROMPTS[0]:
+        scenarios["prompts half as long"] = with_workload(median_prompt_tokens=args.prompt // 2)
     for draft in DRAFTS[DRAFTS.index(args.draft) + 1 :]:
         better = replace(base, tokens=WalkOf(draft, args.seed))
-        plans.append(Plan(f"the better draft {draft}", served(ours, better, draft), asked, timing))
-    if knows_draft_step(args.profile):
-        for setting in with_server_draft:
-            name = f"up to {setting.server_drafts} drafts of the server as well, KV for {setting.draft_kv_share:.0%}"
-            plans.append(Plan(name, served(setting, base), asked, timing))
-    plans.append(Plan(SECOND_SERVER, served(ours, base), (asked + 1) // 2, timing))
-    return plans
+        scenarios[f"the better draft {draft}"] = served(ours, better, draft)
+    for setting in with_server_draft if knows_draft_step(args.profile) else ():
+        name = f"up to {setting.server_drafts} drafts of the server as well, KV for {setting.draft_kv_share:.0%}"
+        scenarios[name] = served(setting, base)
+    plans = [Plan(name, scenario, (asked,), timing) for name, scenario in scenarios.items()]
+    return [*plans, Plan(SECOND_SERVER, scenarios[AS_ASKED], (asked // 2, asked - asked // 2), timing)]
 
 
 def base_scenario(args: argparse.Namespace) -> Scenario:
