@@ -1,48 +1,19 @@
-"""The capacity planner: which plans there are, what is made of their runs, and when there is no verdict."""
+"""The capacity planner: what it makes of its runs, when there is no verdict, and what it tells."""
 
 from __future__ import annotations
-
-import argparse
-from collections.abc import Callable
-from types import SimpleNamespace
 
 import pytest
 
 from bench import cli, planner, plans
 from bench.arguments import LEAST_KV_TOKENS
+from bench.baseline_rules import ControllerOf
 from bench.gpu_profile import DEFAULT, find_profile
 from bench.scenario import Scenario
+from bench.systems import NO_DRAFTS
+from bench.workload import DeviceKind
 from tests.comparison_fakes import document_of
+from tests.planner_fakes import ASKED, FakeSimulator, plans_by_name
 from wisp_plugin.errors import ConfigError
-
-Count = Callable[[Scenario], float]
-ASKED = ("--devices", "40", "--tpot-ms", "60")
-
-
-def plans_by_name(*words: str) -> dict[str, plans.Plan]:
-    """The plans of a command line behind `ASKED`."""
-    parser = argparse.ArgumentParser()
-    planner.add_arguments(parser)
-    return {plan.name: plan for plan in plans.make_plans(parser.parse_args([*ASKED, *words]))}
-
-
-class FakeSimulator:
-    """Stands for `simulate`: up to `most(scenario)` devices all sessions meet their SLO, beyond that half of them do.
-
-    `sessions(scenario)` are judged; each device brings 10 tokens/s. `scenarios`: all that was asked.
-    """
-
-    def __init__(self, most: Count, sessions: Count = lambda _: 100.0) -> None:
-        self._most, self._sessions = most, sessions
-        self.scenarios: list[Scenario] = []
-
-    def __call__(self, scenario: Scenario) -> SimpleNamespace:
-        self.scenarios.append(scenario)
-        num_devices, sessions = scenario.workload.num_devices, self._sessions(scenario)
-        is_met = num_devices <= self._most(scenario) or not sessions  # attainment is 1 without sessions
-        figures = {"sessions": sessions, "attainment": 1.0 if is_met else 0.5, "goodput": 10.0 * num_devices,
-                   "busy_share": 0.5, "wdt_share": 0.1}  # fmt: skip
-        return SimpleNamespace(figures=lambda: figures)
 
 
 def one_per_minute(scenario: Scenario) -> float:
@@ -50,32 +21,36 @@ def one_per_minute(scenario: Scenario) -> float:
     return scenario.workload.num_devices * (scenario.duration_s - scenario.warm_up_s) // 60
 
 
-class TestLengths:
-    def test_runs_are_longer_for_few_devices(self) -> None:
-        timing = plans.PlanTiming(10.0)
-        assert [next(timing.lengths_s(n)) for n in (1, 20, 60, 1000)] == [600.0, 75.0, 36.0, 36.0]
+class TestAnswers:
+    @pytest.mark.parametrize(("asked", "most"), [(40, 60), (41, 60), (41, 20), (3, 5), (1, 5)])
+    def test_a_second_server_holds_twice_as_many(self, asked: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """... and what is said of the devices asked about is said of all of them."""
+        monkeypatch.setattr(planner, "simulate", FakeSimulator(lambda _: most))
+        one = planner.solve(plans_by_name("--devices", str(asked))[plans.AS_ASKED])
+        two = planner.solve(plans_by_name("--devices", str(asked))[plans.SECOND_SERVER])
+        assert one.goodput == two.goodput == 10.0 * asked
+        assert 0.97 * most <= one.capacity <= most
+        assert 2 * 0.97 * most <= two.capacity <= 2 * most
+        assert one.attainment == (1.0 if asked <= most else 0.5)
 
-    @pytest.mark.parametrize(
-        ("seconds", "num_devices", "lengths"),
-        [
-            (None, 1, [600.0, 1200.0, 2400.0, 4800.0, 9600.0, 14_400.0]),
-            (None, 60, [36.0, 72.0, 144.0, 288.0, 576.0, 600.0]),
-            (250.0, 12, [250.0, 500.0, 1000.0, 1200.0]),
-            (900.0, 100, [900.0]),
-        ],
-    )
-    def test_each_is_twice_the_one_before_up_to_a_bound(
-        self, seconds: float | None, num_devices: int, lengths: list[float]
+    def test_attainment_of_two_servers_is_that_of_all_devices(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(planner, "simulate", FakeSimulator(lambda _: 20))
+        answer = planner.solve(plans_by_name("--devices", "41")[plans.SECOND_SERVER])
+        assert answer.attainment == pytest.approx((20 * 1.0 + 21 * 0.5) / 41)
+
+    @pytest.mark.parametrize(("most", "is_least"), [(5000, True), (1024, True), (900, False), (0, False)])
+    def test_a_capacity_at_the_end_of_the_search_is_a_least_one(
+        self, most: int, is_least: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        assert list(plans.PlanTiming(10.0, seconds).lengths_s(num_devices)) == lengths
-
-    def test_a_third_of_a_run_is_warm_up(self) -> None:
-        run = next(plans_by_name("--seconds", "6")["as asked"].runs(3))
-        assert (run.duration_s, run.warm_up_s, run.workload.stagger_s, run.workload.num_devices) == (6.0, 2.0, 2.0, 3)
+        monkeypatch.setattr(planner, "simulate", FakeSimulator(lambda _: most))
+        answer = planner.solve(plans_by_name()[plans.AS_ASKED])
+        assert answer.is_least is is_least
+        assert answer.held == (f"at least {answer.capacity}" if is_least else answer.capacity)
+        assert 0.97 * min(most, 1024) <= answer.capacity <= min(most, 1024)
 
 
 class TestVerdicts:
-    @pytest.mark.parametrize("name", ["as asked", plans.SECOND_SERVER])
+    @pytest.mark.parametrize("name", [plans.AS_ASKED, plans.SECOND_SERVER])
     def test_what_judges_nobody_holds_nothing(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """... where 10 s judge too few sessions of any number of devices, and longer runs show that all fail."""
         fake = FakeSimulator(lambda _: 0, one_per_minute)
@@ -89,14 +64,14 @@ class TestVerdicts:
     def test_a_run_that_judges_enough_is_the_only_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
         fake = FakeSimulator(lambda _: 1, lambda _: float(planner.LEAST_SESSIONS))
         monkeypatch.setattr(planner, "simulate", fake)
-        figures = planner.measure(plans_by_name("--seconds", "10")["as asked"], 40)
+        figures = planner.measure(plans_by_name("--seconds", "10")[plans.AS_ASKED], 40)
         assert len(fake.scenarios) == 1
         assert figures["simulated_s"] == 10.0
 
     def test_too_few_sessions_in_the_longest_run_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(planner, "simulate", FakeSimulator(lambda _: 1, lambda _: 19.0))
         with pytest.raises(ConfigError, match=r"with 1 device: 14,400 s judge 19 .* at least 20 .* \(--seconds\)"):
-            planner.measure(plans_by_name()["as asked"], 1)
+            planner.measure(plans_by_name()[plans.AS_ASKED], 1)
 
     def test_the_refusal_is_one_line(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         monkeypatch.setattr(planner, "simulate", FakeSimulator(lambda _: 1, lambda _: 0.0))
@@ -106,13 +81,73 @@ class TestVerdicts:
         assert "Traceback" not in error
 
 
-class TestRoom:
-    @pytest.mark.parametrize(("kv_tokens", "shares"), [("3072", ["70%", "70%", "35%"]), ("4000", ["70%", "70%"]),
-                                                       ("4500", [])])  # fmt: skip
-    def test_drafts_of_the_server_leave_room_for_the_longest_session(self, kv_tokens: str, shares: list[str]) -> None:
-        without_room = [plan for plan in plans_by_name("--kv-tokens", kv_tokens).values() if not plan.has_room]
-        assert [plan.name.rpartition(" ")[2] for plan in without_room] == shares
-        assert all(plan.scenario.server_draft is not None for plan in without_room)
+def most_by_change(scenario: Scenario) -> int:
+    """Devices that are held where so many tell the changes apart."""
+    workload, base = scenario.workload, plans_by_name()[plans.AS_ASKED].scenario.workload
+    if scenario.controller == ControllerOf(NO_DRAFTS, "int4"):
+        return 20
+    if workload.kinds == (DeviceKind(120.0),):
+        return 60
+    return 50 if workload.rtt_s[0] < base.rtt_s[0] else 42
+
+
+class TestCommand:
+    def test_a_plan_on_the_simulator(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("bench.search.MOST_DEVICES", 4)
+        monkeypatch.setattr(planner, "LEAST_SESSIONS", 4)
+        server_drafts = "up to 3 drafts of the server as well, KV for 70%"
+        few = (plans.AS_ASKED, plans.WITHOUT_DRAFTS, server_drafts, plans.SECOND_SERVER)
+        monkeypatch.setattr(planner, "make_plans", lambda args: [p for p in plans.make_plans(args) if p.name in few])
+        options = ["--devices", "2", "--tpot-ms", "120", "--output-tokens", "16", "--think-s", "0", "--jobs", "1"]
+        assert cli.main(["plan", *options, "--seconds", "12"]) == 0
+        output = capsys.readouterr().out
+        assert "derived from published figures" in output
+        assert "sessions were judged, in 12 s" in output
+        document = document_of(output)
+        assert document["fits"] is True
+        assert document["sessions_judged"] >= 4
+        assert document["capacity"] >= 2
+        assert [set(change) for change in document["changes"]] == [{"change", "capacity", "attainment"}] * 2
+
+    def test_changes_are_sorted_by_what_they_win(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(planner, "simulate", FakeSimulator(most_by_change))
+        assert cli.main(["plan", *ASKED, "--jobs", "1"]) == 0
+        output = capsys.readouterr().out
+        document = document_of(output)
+        names = [change["change"] for change in document["changes"]]
+        assert names[:3] == [plans.SECOND_SERVER, "devices that draft twice as fast", "half the round trip"]
+        assert len(names) == len(plans_by_name()) - 2
+        assert document["change_first"] == "devices that draft twice as fast"
+        assert (document["fits"], document["hold_at_least"], document["left_out"]) == (True, [], [])
+        assert 41 <= document["capacity"] <= 42
+        assert 19 <= document["capacity_without_drafts"] <= 20
+        assert document["attainment_without_drafts"] == 0.5
+        assert f"The server holds {document['capacity']} such devices" in output
+        table = [line for line in output.splitlines() if line.startswith(tuple(plans_by_name()))]
+        assert [line[: len(name)] for line, name in zip(table[2:], names, strict=True)] == names
+
+    def test_what_cannot_be_served_exits_with_one(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(planner, "simulate", FakeSimulator(lambda _: 30))
+        assert cli.main(["plan", *ASKED, "--jobs", "1"]) == 1
+        output = capsys.readouterr().out
+        assert "40 devices at 60 ms per token cannot be served" in output
+        assert document_of(output)["change_first"] == plans.SECOND_SERVER
+
+    def test_a_least_capacity_is_told_as_one(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(planner, "simulate", FakeSimulator(lambda _: 5000))
+        assert cli.main(["plan", *ASKED, "--jobs", "1"]) == 0
+        output = capsys.readouterr().out
+        document = document_of(output)
+        assert document["hold_at_least"] == [*list(plans_by_name())[:2], *(c["change"] for c in document["changes"])]
+        assert f"The server holds at least {document['capacity']} such devices, at least" in output
+        assert 2 * 0.97 * 1024 <= document["changes"][0]["capacity"] <= 2 * 1024
+        assert f"at least {document['changes'][0]['capacity']}" in output
 
     def test_plans_without_room_are_told_and_not_run(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -127,23 +162,6 @@ class TestRoom:
         assert not {change["change"] for change in document["changes"]} & set(names)
         assert f"Left out: {names[0]}. The target would have KV of 2,7" in output
         assert min(scenario.kv_tokens for scenario in fake.scenarios) >= LEAST_KV_TOKENS
-
-
-class TestCommand:
-    def test_plan(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("bench.search.MOST_DEVICES", 4)
-        monkeypatch.setattr(plans, "DRAFTS", ("int4", "int8"))
-        monkeypatch.setattr(planner, "LEAST_SESSIONS", 4)
-        options = ["--devices", "2", "--tpot-ms", "120", "--output-tokens", "16", "--think-s", "0", "--jobs", "1"]
-        assert cli.main(["plan", *options, "--seconds", "12"]) == 0
-        output = capsys.readouterr().out
-        assert "derived from published figures" in output
-        assert "sessions were judged" in output
-        document = document_of(output)
-        assert document["fits"] is True
-        assert document["sessions_judged"] >= 4
-        assert document["capacity"] >= 2
-        assert {"change", "capacity", "attainment"} == set(document["changes"][0])
 
     @pytest.mark.parametrize(
         ("capacities", "first"),
