@@ -49,6 +49,7 @@ class LiveEvents(RecordingEvents):
         self._start_s = start_s
         self._timer: asyncio.TimerHandle | None = None
         self._is_advancing = False
+        self.has_stopped = False
         self.error: Exception | None = None  # of an event: nothing happens after it
 
     @property
@@ -59,8 +60,13 @@ class LiveEvents(RecordingEvents):
     def schedule(self, at_s: float, callback: Callable[[Any], None], argument: Any) -> None:
         """See `EventQueue.schedule`."""
         super().schedule(at_s, callback, argument)
-        if not self._is_advancing and self.error is None:
+        if not self._is_advancing and self.error is None and not self.has_stopped:
             self._arm()
+
+    def stop(self) -> None:
+        """Let nothing happen any more. `now_s` stays what it is."""
+        self.has_stopped = True
+        self._disarm()
 
     def _arm(self) -> None:
         """Come back for the next event."""
@@ -69,13 +75,22 @@ class LiveEvents(RecordingEvents):
             if self._timer.when() <= wanted_s:
                 return
             self._timer.cancel()
-        self._timer = self._loop.call_at(wanted_s, self._catch_up)
+        self._timer = self._loop.call_at(wanted_s, self.catch_up)
 
-    def _catch_up(self) -> None:
-        self._timer = None
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def catch_up(self) -> None:
+        """Let what is due by now happen. What an event raises is kept in `error`."""
+        if self.error is not None or self.has_stopped:
+            return
+        self._disarm()
         self._is_advancing = True
         try:
-            self.advance(max(self.now_s, self.real_s))
+            if (real_s := self.real_s) >= self.now_s:  # else the clock has not begun
+                self.advance(real_s)
         except Exception as error:  # raised here, the event loop would print it and go on
             self.error = error
         finally:
@@ -141,21 +156,25 @@ class LiveWorld:
         self._devices = {device.index: device for device in devices}
         self._arrivals = Arrivals(scenario.workload, devices, scenario.duration_s)
         self._sessions: dict[str, _Session] = {}
-        self._is_leaving = False
 
     async def run(self) -> None:
-        """Until the end of the run. Raises whatever a session or an event raises."""
+        """Until the end of the run, which is where its events stand then: what arrives later comes too late.
+
+        Raises whatever a session or an event raises.
+        """
         for index in self._devices:
             self._schedule_next(index)
         try:
             while not self._is_over():
                 await asyncio.sleep(_LOOK_S)
+                self.events.catch_up()  # a late process has what was due before the end still to do
                 self._check()
         finally:
+            self.events.stop()
             await self._leave()
 
     def _is_over(self) -> bool:
-        goes_on = self._arrivals.num_sources and self.events.real_s < self.scenario.duration_s
+        goes_on = self._arrivals.num_sources and self.events.now_s < self.scenario.duration_s
         return not goes_on and not (self.scenario.drain and self._sessions)
 
     def _check(self) -> None:
@@ -169,7 +188,6 @@ class LiveWorld:
 
     async def _leave(self) -> None:
         """Close what still runs, and the connections."""
-        self._is_leaving = True
         left = list(self._sessions.values())
         for session in left:
             session.send(Close(session.wire_id))
@@ -218,9 +236,10 @@ class LiveWorld:
 
     def on_commit(self, client: SimulatedClient, commit: Commit) -> None:
         """A commit has left the server: into the link of its device."""
+        if self.events.has_stopped:  # behind the end of the run, an answer to `Close` among them
+            return
         self.received_s.append(time.monotonic())
-        if not (self._is_leaving and commit.status is Status.CLOSED):  # the client knows no such end of its session
-            self.events.schedule(client.downlink.arrival_s(self.events.real_s), client.receive, commit)
+        self.events.schedule(client.downlink.arrival_s(self.events.real_s), client.receive, commit)
 
     def _end(self, client: SimulatedClient) -> None:
         self._sessions.pop(client.id).close()

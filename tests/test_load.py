@@ -29,6 +29,7 @@ from bench.trace_walk import TraceRing
 from bench.validate import relative
 from bench.workload import Workload
 from tests.factories import make_commit, make_draft, make_open, same, session_id
+from tests.load_fakes import response_of
 from tests.traces import make_trace
 from triton_models.emulated_text import RingText
 from wisp_plugin.errors import RequestRefused, TransportError
@@ -36,7 +37,7 @@ from wisp_plugin.estimator import EMPTY_PASS, Estimator
 from wisp_plugin.messages import Close, Commit, Mode, Sampling, Status
 from wisp_plugin.pace import Pace
 from wisp_plugin.stop_rules import Price, Ratio
-from wisp_plugin.wire import WireLimits, decode_request, encode_commit
+from wisp_plugin.wire import WireLimits, decode_request
 from wisp_plugin.wire_values import Array
 
 TRACE = make_trace(4)
@@ -77,13 +78,7 @@ def test_a_message_comes_through_the_wire(message: object) -> None:
 
 def test_commits_and_errors_come_back() -> None:
     commit = make_commit(5, 8, 9, session=session_id(5))
-    stream = service_pb2.ModelStreamInferResponse()
-    stream.infer_response.id = commit.session
-    types = {"int32": "INT32", "uint8": "UINT8", "int64": "INT64", "float32": "FP32"}
-    for name, array in encode_commit(commit).items():
-        stream.infer_response.outputs.add(name=name, datatype=types[array.dtype.name], shape=array.shape)
-        stream.infer_response.raw_output_contents.append(array.tobytes())
-    assert same(decode(stream.SerializeToString()), commit)
+    assert same(decode(response_of(commit)), commit)
     refused = service_pb2.ModelStreamInferResponse(error_message="two\nlines")
     with pytest.raises(RequestRefused, match="two lines"):
         decode(refused.SerializeToString())
