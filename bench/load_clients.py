@@ -26,9 +26,10 @@ from bench.load_tokens import session_seed
 from bench.load_wire import STREAM_METHOD, decode, encode
 from bench.scenario import Scenario
 from bench.sim_client import SimulatedClient
+from bench.sim_result import SimulationError
 from bench.workload import Device, SessionSpec
 from edge_runtime.transport import VERIFIER_MODEL
-from wisp_plugin.errors import RequestRefused, TransportError
+from wisp_plugin.errors import ConfigError, RequestRefused, TransportError
 from wisp_plugin.messages import Close, Commit, Draft, Open, Sampling, Status
 from wisp_plugin.wire import new_session_id
 
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 STREAMS_PER_CONNECTION = 32
 _LOOK_S = 0.02  # the main task looks this often whether the run is over
 _CLOSE_S = 3.0  # for the server's last words
+_WRONG_TARGET = "is the target of --server the emulated one of this --profile and --trace?"
 
 
 class LiveEvents(RecordingEvents):
@@ -158,10 +160,7 @@ class LiveWorld:
         self._sessions: dict[str, _Session] = {}
 
     async def run(self) -> None:
-        """Until the end of the run, which is where its events stand then: what arrives later comes too late.
-
-        Raises whatever a session or an event raises.
-        """
+        """Until the end of the run: what comes later does not count. Raises whatever a session or an event raises."""
         for index in self._devices:
             self._schedule_next(index)
         try:
@@ -178,6 +177,8 @@ class LiveWorld:
         return not goes_on and not (self.scenario.drain and self._sessions)
 
     def _check(self) -> None:
+        if isinstance(self.events.error, SimulationError):  # a status that a run on an emulated target never sees
+            raise ConfigError(f"{self.events.error}; {_WRONG_TARGET}")
         if self.events.error is not None:
             raise self.events.error
         for session in self._sessions.values():

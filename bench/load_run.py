@@ -7,9 +7,9 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 
 import numpy as np
 
@@ -62,7 +62,8 @@ def run_load(url: str, scenario: Scenario, num_processes: int = 1) -> LiveRun:
 
     Raises:
         TransportError, RequestRefused: a session failed.
-        ConfigError: no session lasted long enough to be judged, so that there is nothing to tell.
+        ConfigError: no session lasted long enough to be judged, so that there is nothing to tell; or one ended as the
+            emulated target ends none.
     """
     run = _run_processes(url, scenario, num_processes)
     if not run.result.judged:
@@ -79,8 +80,16 @@ def _run_processes(url: str, scenario: Scenario, num_processes: int) -> LiveRun:
     start_s = time.monotonic() + (_CONNECT_S if num_processes == 1 else _START_PROCESSES_S)
     if num_processes == 1:
         return _run_devices(url, scenario, indices[0], start_s)
+    others = set(active_children())
     with ProcessPoolExecutor(num_processes, get_context("spawn")) as pool:
         runs = [pool.submit(_run_devices, url, scenario, some, start_s) for some in indices]
+        try:
+            for run in as_completed(runs):
+                run.result()
+        except BaseException:  # the pool would wait for the end of the run
+            for process in set(active_children()) - others:
+                process.terminate()
+            raise
         return _merged([run.result() for run in runs])
 
 

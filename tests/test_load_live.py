@@ -17,7 +17,7 @@ from bench.scenario import Scenario
 from bench.workload import Workload
 from tests.comparison_fakes import document_of
 from tests.load_fakes import LIMIT_S, AskedSession, serving
-from wisp_plugin.messages import Commit, Mode
+from wisp_plugin.messages import Commit, Mode, Status
 
 RTT_S = 0.02
 SCENARIO = Scenario(
@@ -99,3 +99,24 @@ def test_a_run_ends_when_its_time_is_over_and_not_when_its_sessions_are_closed(
     assert run.elapsed_s == run.result.end_s
     assert {session.num_tokens for session in run.result.sessions} <= {0, 1}  # 0: this machine was slow
     assert len(run.received_s) <= 2
+
+
+def end_early(session: AskedSession) -> Iterator[Commit]:
+    """The first session ends as an emulated target never ends one, the others go on until they are closed."""
+    if session.number == 0:
+        yield session.commit(1, Status.EOS)
+    session.wait_close()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_server_with_another_target_ends_the_run_at_once_in_one_line(
+    num_processes: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where another process would play on for a long time."""
+    monkeypatch.setattr(load_run, "_START_PROCESSES_S", 0.0)
+    with serving(end_early) as url:
+        assert cli.main([*COMMAND, url, "--duration", "600", "--processes", str(num_processes)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert " ended as EOS at " in line
+    assert line.endswith("; is the target of --server the emulated one of this --profile and --trace?")
