@@ -46,6 +46,7 @@ class AskedSession:
         opened = self._next()
         self.number, self.id = next(numbers), str(opened.id)
         self._seed = opened.parameters["seed"].int64_param
+        self.device = self._seed >> 20  # as `bench.workload` numbers sessions, in a run with seed 0
         self.position = self.start = int(opened.parameters["prompt_len"].int64_param)
         self.num_tokens = int(opened.parameters["max_new_tokens"].int64_param)
 

@@ -80,8 +80,8 @@ def test_a_run_ends_when_its_time_is_over_and_not_when_its_sessions_are_closed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A server that commits on after the close, and does not let go: nothing of that counts."""
-    monkeypatch.setattr(load_clients, "_CLOSE_S", 0.3)
-    closed_at_s = []
+    monkeypatch.setattr(load_clients, "_CLOSE_S", 0.5)
+    closed_at_s: list[float] = []
 
     def script(session: AskedSession) -> Iterator[Commit]:
         yield session.commit(1)
@@ -94,16 +94,15 @@ def test_a_run_ends_when_its_time_is_over_and_not_when_its_sessions_are_closed(
     with serving(script) as url:
         world = played(url, replace(SCENARIO, drain=False), start_s)
     run = load_run._run_of(world, 0.0)
-    assert len(closed_at_s) == 2
-    assert SCENARIO.duration_s <= run.result.end_s <= min(closed_at_s) - start_s
+    assert SCENARIO.duration_s <= run.result.end_s <= min(closed_at_s, default=time.monotonic()) - start_s
     assert run.elapsed_s == run.result.end_s
     assert {session.num_tokens for session in run.result.sessions} <= {0, 1}  # 0: this machine was slow
     assert len(run.received_s) <= 2
 
 
 def end_early(session: AskedSession) -> Iterator[Commit]:
-    """The first session ends as an emulated target never ends one, the others go on until they are closed."""
-    if session.number == 0:
+    """Device 1, of the second process, gets an end that no emulated target gives; the other waits to be closed."""
+    if session.device == 1:
         yield session.commit(1, Status.EOS)
     session.wait_close()
 
