@@ -28,6 +28,7 @@ class CommitLog:
         """A commit arrives `at_s`."""
         if len(commit.tokens):
             self.arrivals_s.setdefault(commit.session, []).append(at_s)
+        if len(commit.tokens) and commit.timing.num_sessions:  # what was resent is of no pass
             self.pass_s.append((commit.timing.measured_us / 1e6, commit.timing.num_sessions))
         if commit.status is not Status.RUNNING:
             self.ended_s[commit.session] = at_s

@@ -34,7 +34,7 @@ from tests.traces import make_trace
 from triton_models.emulated_text import RingText
 from wisp_plugin.errors import RequestRefused, TransportError
 from wisp_plugin.estimator import EMPTY_PASS, Estimator
-from wisp_plugin.messages import Close, Commit, Mode, Sampling, Status
+from wisp_plugin.messages import Close, Commit, Mode, Sampling, Status, Timing
 from wisp_plugin.pace import Pace
 from wisp_plugin.stop_rules import Price, Ratio
 from wisp_plugin.wire import WireLimits, decode_request
@@ -117,6 +117,14 @@ def test_gaps_between_commits_are_within_sessions_and_within_the_time() -> None:
     assert log.gaps_s(2.5, 4.0) == [2.0, 2.5]
     log.add(dataclasses.replace(make_commit(1, 1, session="b"), status=Status.LENGTH), 2.0)
     assert log.gaps_s(0.0, 5.0) == [1.0, 2.0, 0.5]
+
+
+def test_what_was_resent_is_of_no_pass() -> None:
+    log = CommitLog()
+    log.add(dataclasses.replace(make_commit(0, 1), timing=Timing()), 1.0)
+    assert all(map(math.isnan, log.passes()))
+    log.add(dataclasses.replace(make_commit(1, 1), timing=Timing(measured_us=40_000, num_sessions=2)), 2.0)
+    assert log.passes() == pytest.approx((0.04, 2.0))
 
 
 def test_a_server_that_stalls_has_bad_latencies() -> None:
