@@ -117,7 +117,8 @@ class PassBudget:
         tightest_tpot_s = float(c.tpot_s[runs][is_helped].min())
         if tightest_tpot_s >= longest_s:
             level_s, draft_price = self._level(work, float(tokens_per_turn.sum()))
-            return Budget(max(longest_s, min(level_s, least_turn_s)), draft_price, False, prompts_first=True)
+            level_s = max(longest_s, min(level_s, least_turn_s))
+            return Budget(level_s, draft_price, needs_drafts=False, prompts_first=True)
         least_s = with_chunk_s if is_prefill.any() else 0.0
         ahead_s = (c.needed_s[runs] - now_s) / self._parameters.spend_passes
         reserve_s = 0.0 if c.drafting_s else self._parameters.reserve_tokens * c.tpot_s[runs]
