@@ -10,7 +10,8 @@ import pytest
 from tests.factories import make_candidates, make_config, make_estimator
 from tests.fakes import ServingLoop
 from tests.test_policies import parts
-from tests.test_wisp_turns import LINEAR, LOOSE_S, NOW_S, TIGHT_S, take
+from tests.test_wisp_budget import LOOSE_S, TIGHT_S
+from tests.test_wisp_turns import LINEAR, NOW_S, take
 from wisp_plugin.estimator import Estimator
 from wisp_plugin.messages import Slo
 from wisp_plugin.policies import Choice
