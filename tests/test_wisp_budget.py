@@ -194,6 +194,23 @@ class TestBudget:
             c = make_candidates(2, tpot_s=[share * longest_s, 1.0], num_turns=50)
             assert budget.of(c, nobody, NOW_S).prompts_first == prompts_first, share
 
+    def test_where_own_tokens_nearly_keep_the_pace_a_turn_is_worth_what_it_would_bring_now(self) -> None:
+        """Its drafts that wait and are likely count, whatever turns brought before; else turns as they were."""
+        budget, nobody = PassBudget(Estimator(LINEAR), P), np.zeros(2, bool)
+        work = budget._work(make_candidates(2).num_cached)
+        longest_s = budget._longest_s(work, budget._seconds_by_size(work), P.least_saving)
+
+        def bearable_s(share: float, survival: list[float], tokens_per_turn: float = 1.0) -> float:
+            c = make_candidates(2, [survival, [0.0] * 2], tpot_s=[share * longest_s, 1.0],
+                                tokens_per_turn=[tokens_per_turn, 1.0])  # fmt: skip
+            return budget.of(c, nobody, NOW_S).seconds / (share * longest_s)
+
+        assert bearable_s(0.96, [0.98, 0.96]) == pytest.approx(2.94)
+        assert bearable_s(0.96, [0.98, 0.7]) == pytest.approx(1.98)  # the second is not worth its time
+        assert bearable_s(0.96, [0.98, 0.96], 4.0) == pytest.approx(4.0)
+        assert bearable_s(0.96, [0.0, 0.0]) == bearable_s(0.96, [0.1, 0.1]) < 1.1
+        assert bearable_s(0.9, [0.98, 0.96]) == bearable_s(0.9, [0.0, 0.0])
+
     def test_passes_are_forgotten_and_empty_ones_are_none(self) -> None:
         budget = PassBudget(Estimator(LINEAR), P)
         c = make_candidates(2, [0.5, 0.25], num_uncached=[1.0, 40.0])

@@ -50,6 +50,11 @@ class TestDraftWeights:
         assert take(c, 0.0108, draft_price=0.6).num_drafts.tolist() == [2, 1, 0]
         assert take(c, 0.0108, draft_price=0.6, needs_drafts=False).num_drafts.tolist() == [0, 0, 0]
 
+    def test_drafts_count_alike_where_own_tokens_nearly_keep_the_pace(self) -> None:
+        c = make_candidates(2, [[0.45], [0.9]], tpot_s=0.004)
+        assert take(c, 0.0103, draft_price=0.6).num_drafts.tolist() == [1, 0]
+        assert take(c, 0.0103, draft_price=0.6, prompts_first=True).num_drafts.tolist() == [0, 1]
+
     def test_who_tells_nothing_counts_once_however_short_its_turns_are(self) -> None:
         """Newcomers, lost sessions and `sync`: what their turns are worth is not known, or sets no length."""
         for told in ({"num_turns": P.young_turns - 1.0}, {"is_lost": 1.0}, {"is_sync": 1.0}):

@@ -16,7 +16,9 @@ overlap, so a pass full of prompts and one without take longer together than two
 new tokens that come with what it commits, and a few more, so that prompts do not queue up; and it takes no longer than
 the tightest session bears, which hardly gets ahead where devices are slow, and would win nothing back. Nor do drafts of
 sessions that are ahead save an SLO there; what they cost makes prompts late, and keeps slow devices from getting ahead:
-they come behind prompts that wait, where the own tokens nearly do as well.
+they come behind prompts that wait, where the own tokens nearly do as well. So what turns have brought tells little
+there: a session bears a pass that is as long as what its turn would bring now is worth, with drafts that wait; and no
+draft token is worth more because turns are poor.
 
 A draft token that is right saves the time of a committed token, but not the prompts that come along: where time is
 scarce it has to be as likely as its own time is to that of a committed token, prompts apart.
@@ -46,7 +48,8 @@ _SIZES: Floats = np.geomspace(8.0, 4096.0, 37)  # new tokens of a pass that are 
 @dataclass(frozen=True, slots=True)
 class Budget:
     """How long the next pass may take, how likely a draft token has to be in it where time is scarce, whether some
-    session needs drafts to keep its pace, and whether prompts come before the drafts of who is ahead."""
+    session needs drafts to keep its pace, and whether own tokens nearly do, so that prompts come before the drafts of
+    who is ahead."""
 
     seconds: float
     draft_price: float
@@ -113,21 +116,29 @@ class PassBudget:
         is_helped = worth_s >= self._parameters.lost_pace * pace_s  # nobody is given up because the server drafts
         if not is_helped.any():
             return self._needing_drafts(work, seconds_by_size, longest_s)
-        least_turn_s = float(turn_s[is_helped].min())
         tightest_tpot_s = float(c.tpot_s[runs][is_helped].min())
+        prompts_first = tightest_tpot_s >= self._parameters.own_pace * longest_s
+        if prompts_first:
+            least_value = self._needing_drafts(work, seconds_by_size, longest_s).draft_price
+            turn_s = np.maximum(turn_s, _with_drafts_s(c, runs, least_value))
+        least_turn_s = float(turn_s[is_helped].min())
         if tightest_tpot_s >= longest_s:
             level_s, draft_price = self._level(work, float(tokens_per_turn.sum()))
             level_s = max(longest_s, min(level_s, least_turn_s))
             return Budget(level_s, draft_price, needs_drafts=False, prompts_first=True)
         least_s = with_chunk_s if is_prefill.any() else 0.0
-        ahead_s = (c.needed_s[runs] - now_s) / self._parameters.spend_passes
-        reserve_s = 0.0 if c.drafting_s else self._parameters.reserve_tokens * c.tpot_s[runs]
-        spared_s = np.maximum(ahead_s - reserve_s / self._parameters.spend_passes, 0.0)
-        borne_s = float((turn_s + spared_s)[is_helped].min())
+        borne_s = float((turn_s + self._spared_s(c, runs, now_s))[is_helped].min())
         saving_s = self._longest_s(work, seconds_by_size, self._parameters.least_saving_ahead)
         tightest_s = max(least_turn_s, min(borne_s, saving_s))
-        prompts_first = tightest_tpot_s >= self._parameters.own_pace * longest_s
         return self._needing_drafts(work, seconds_by_size, max(least_s, pace_s, tightest_s), prompts_first)
+
+    def _spared_s(self, c: Candidates, runs: Ints, now_s: float) -> Floats:
+        """What each session can spend on a longer pass, of what it is ahead of its schedule."""
+        passes = self._parameters.spend_passes
+        ahead_s = (c.needed_s[runs] - now_s) / passes
+        reserve_s = 0.0 if c.drafting_s else self._parameters.reserve_tokens * c.tpot_s[runs]
+        result: Floats = np.maximum(ahead_s - reserve_s / passes, 0.0)
+        return result
 
     def _work(self, num_cached: Floats) -> _Work:
         estimator = self._estimator
@@ -199,3 +210,11 @@ class PassBudget:
             num_further = max(0.0, new_per_s * pace_s - float(shares.sum()))
             pace_s = self._estimator.pass_s(work.empty + shares @ work.own + num_further * work.token)
         return pace_s
+
+
+def _with_drafts_s(c: Candidates, runs: Ints, least_value: float) -> Floats:
+    """What a turn of the sessions `runs` would be worth now, as `turn_s`: with the draft tokens that wait and are right
+    with a probability of `least_value`."""
+    survival = c.survival[runs]
+    num_right: Floats = np.where(survival >= least_value, survival, 0.0).sum(axis=1)
+    return c.tpot_s[runs] * (1.0 + num_right) - c.drafting_s

@@ -42,7 +42,8 @@ class Turns:
         # Where nobody needs drafts, what a rejected one costs serves somebody else's own token, whoever's it is.
         value, price = c.survival, budget.draft_price
         if budget.needs_drafts:
-            value = value * self._weights(c, budget.seconds)[:, None]
+            if not budget.prompts_first:
+                value = value * self._weights(c, budget.seconds)[:, None]
             price = self._price(c, ~is_prefill, num_uncached) if num_drafts.any() else 0.0
         num_drafts = self._valuable(c, value, price, num_drafts)
         if self._fits(c, num_uncached, num_drafts, budget.seconds):
