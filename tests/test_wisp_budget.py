@@ -210,6 +210,7 @@ class TestBudget:
         assert bearable_s(0.96, [0.98, 0.96], 4.0) == pytest.approx(4.0)
         assert bearable_s(0.96, [0.0, 0.0]) == bearable_s(0.96, [0.1, 0.1]) < 1.1
         assert bearable_s(0.9, [0.98, 0.96]) == bearable_s(0.9, [0.0, 0.0])
+        assert bearable_s(1.1, [0.98, 0.96]) == bearable_s(1.1, [0.0, 0.0])  # nor where they do keep it
 
     def test_passes_are_forgotten_and_empty_ones_are_none(self) -> None:
         budget = PassBudget(Estimator(LINEAR), P)

@@ -16,9 +16,9 @@ overlap, so a pass full of prompts and one without take longer together than two
 new tokens that come with what it commits, and a few more, so that prompts do not queue up; and it takes no longer than
 the tightest session bears, which hardly gets ahead where devices are slow, and would win nothing back. Nor do drafts of
 sessions that are ahead save an SLO there; what they cost makes prompts late, and keeps slow devices from getting ahead:
-they come behind prompts that wait, where the own tokens nearly do as well. So what turns have brought tells little
-there: a session bears a pass that is as long as what its turn would bring now is worth, with drafts that wait; and no
-draft token is worth more because turns are poor.
+they come behind prompts that wait, where the own tokens nearly do as well. Where they only nearly do, what turns have
+brought tells little then: a session bears passes as long as what its turn would bring now is worth, with the drafts
+that wait, and no draft token is worth more because turns are poor.
 
 A draft token that is right saves the time of a committed token, but not the prompts that come along: where time is
 scarce it has to be as likely as its own time is to that of a committed token, prompts apart.
@@ -117,19 +117,18 @@ class PassBudget:
         if not is_helped.any():
             return self._needing_drafts(work, seconds_by_size, longest_s)
         tightest_tpot_s = float(c.tpot_s[runs][is_helped].min())
+        if tightest_tpot_s >= longest_s:
+            level_s, draft_price = self._level(work, float(tokens_per_turn.sum()))
+            level_s = max(longest_s, min(level_s, float(turn_s[is_helped].min())))
+            return Budget(level_s, draft_price, needs_drafts=False, prompts_first=True)
         prompts_first = tightest_tpot_s >= self._parameters.own_pace * longest_s
         if prompts_first:
             least_value = self._needing_drafts(work, seconds_by_size, longest_s).draft_price
             turn_s = np.maximum(turn_s, _with_drafts_s(c, runs, least_value))
-        least_turn_s = float(turn_s[is_helped].min())
-        if tightest_tpot_s >= longest_s:
-            level_s, draft_price = self._level(work, float(tokens_per_turn.sum()))
-            level_s = max(longest_s, min(level_s, least_turn_s))
-            return Budget(level_s, draft_price, needs_drafts=False, prompts_first=True)
         least_s = with_chunk_s if is_prefill.any() else 0.0
         borne_s = float((turn_s + self._spared_s(c, runs, now_s))[is_helped].min())
         saving_s = self._longest_s(work, seconds_by_size, self._parameters.least_saving_ahead)
-        tightest_s = max(least_turn_s, min(borne_s, saving_s))
+        tightest_s = max(float(turn_s[is_helped].min()), min(borne_s, saving_s))
         return self._needing_drafts(work, seconds_by_size, max(least_s, pace_s, tightest_s), prompts_first)
 
     def _spared_s(self, c: Candidates, runs: Ints, now_s: float) -> Floats:
