@@ -44,7 +44,7 @@ def test_what_is_as_simulated_differs_by_nothing(
     assert document["max_error"] == 0.0
     assert document["informed_error"] > 0.0  # it adds what this server does not have
     assert document["missed"] == []
-    assert document["spread_goodput_3"] == 0.0
+    assert document["spread_goodput_3"] == document["spread_goodput_live_3"] == 0.0
 
 
 def test_simulated_is_the_mean_over_draws_of_the_noise() -> None:
@@ -55,6 +55,23 @@ def test_simulated_is_the_mean_over_draws_of_the_noise() -> None:
     assert len(set(gaps)) == 3
     assert means["commit_gap_p95_ms"] == pytest.approx(sum(gaps) / 3)
     assert spreads["spread_commit_gap_p95_ms"] == pytest.approx((max(gaps) - min(gaps)) / (sum(gaps) / 3))
+
+
+def test_live_is_the_mean_over_runs_and_forgets_no_wrong_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = Load.of(validate.with_pauses(options(), 3), 3)
+    servers, gaps_ms = [], []
+    for slower, mismatches in ((1.0, 0.0), (1.3, 1.0)):
+        on_a_server(monkeypatch, slower, mismatches)
+        servers.append(validate.run_on_own_server)
+        alone, _, spreads = validate.live_figures(load, 1, 1)
+        gaps_ms.append(alone["commit_gap_ms"])
+        assert set(spreads.values()) == {0.0}
+    in_turn = iter(servers)
+    monkeypatch.setattr(validate, "run_on_own_server", lambda *of_run: next(in_turn)(*of_run))
+    both, machine, spreads = validate.live_figures(load, 1, 2)
+    assert both["commit_gap_ms"] == pytest.approx(sum(gaps_ms) / 2)
+    assert spreads["spread_commit_gap_ms"] == pytest.approx((gaps_ms[1] - gaps_ms[0]) / both["commit_gap_ms"])
+    assert machine["mismatches"] == 0.5
 
 
 @pytest.mark.parametrize(("slower", "mismatches"), [(1.5, 0.0), (1.0, 1.0)])
