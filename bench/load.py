@@ -25,9 +25,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench.arguments import not_negative_float, positive_int
+from bench.arguments import number, positive_int
 from bench.load_figures import ServerCpu, load_figures, machine_figures, pass_figures
-from bench.load_options import PASSES, Load, add_load_arguments
+from bench.load_options import MOST_S, PASSES, Load, add_load_arguments
 from bench.load_run import LiveRun, run_load
 from bench.report import finish, print_table
 
@@ -42,9 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--devices", type=positive_int, default=32, metavar="N", help="[%(default)s]")
     parser.add_argument("--server", metavar="HOST:PORT", help="one that runs already, with the same target [own]")
     add_load_arguments(parser)
-    parser.add_argument("--think", type=not_negative_float, default=0.0, metavar="S",
+    parser.add_argument("--think", type=number(0.0, MOST_S), default=0.0, metavar="S",
         help="mean pause between a device's sessions [%(default)s]")  # fmt: skip
-    parser.add_argument("--stagger", type=not_negative_float, default=20.0, metavar="S",
+    parser.add_argument("--stagger", type=number(0.0, MOST_S), default=20.0, metavar="S",
         help="devices start within this time [%(default)s]")  # fmt: skip
     parser.set_defaults(timed=True)
 

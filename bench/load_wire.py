@@ -9,9 +9,10 @@ import struct
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
-from wisp_plugin.errors import RequestRefused
+from wisp_plugin.errors import RequestRefused, TransportError
 from wisp_plugin.messages import Close, Commit, Draft, Open
 from wisp_plugin.wire import decode_commit, encode_request
 
@@ -39,8 +40,12 @@ def decode(data: bytes) -> Commit:
 
     Raises:
         RequestRefused: it carries an error.
+        TransportError: it is none.
     """
-    message = service_pb2.ModelStreamInferResponse.FromString(data)
+    try:
+        message = service_pb2.ModelStreamInferResponse.FromString(data)
+    except DecodeError:
+        raise TransportError("the server has sent something that is no ModelStreamInferResponse") from None
     if message.error_message:
         raise RequestRefused(" ".join(message.error_message.split())[:300])
     response = message.infer_response

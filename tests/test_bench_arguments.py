@@ -88,9 +88,9 @@ class TestRefusals:
                 "--devices 0", "--devices -3", "--seed -1", "--seed 8388608", "--dilation 0", "--dilation -1",
                 "--processes 0", "--speed 0 10", "--rtt -5 5", "--rtt nan 5", "--kv-tokens 10", "--slo 0", "--noise -1",
                 "--acceptance 2", "--message-tokens 0", "--duration 0",
-                "--jitter inf",
+                "--jitter inf", "--dilation 1e4", "--duration 1e308", "--rtt 5 1e308", "--slo 1e9",
             )),
-            "load --think -1", "load --stagger -1", "load --noise 1.5", "validate --active 0",
+            "load --think -1", "load --stagger -1", "load --stagger 1e308", "load --noise 1.5", "validate --active 0",
             "profile --layers 0", "profile --kv-tokens 0",
             "profile --seed -1",
             *(f"{command} {rest}" for command in ("capacity", "goodput") for rest in (

@@ -82,6 +82,8 @@ def test_commits_and_errors_come_back() -> None:
     refused = service_pb2.ModelStreamInferResponse(error_message="two\nlines")
     with pytest.raises(RequestRefused, match="two lines"):
         decode(refused.SerializeToString())
+    with pytest.raises(TransportError, match="no ModelStreamInferResponse"):
+        decode(b"\xff\xff")
 
 
 def test_events_happen_at_their_times_even_when_they_come_late() -> None:
