@@ -147,6 +147,32 @@ class TestTime:
         assert sum(clock.sleeps_s) == pytest.approx(verifier.pass_s(items) - 0.02)
         assert clock.now_s - 100.0 == pytest.approx(verifier.pass_s(items))
 
+    def test_tokens_are_chosen_late_but_so_early_that_the_pass_ends_in_time(self) -> None:
+        """While a GPU computes, Python has time for other things."""
+        clock, chosen_s = FakeClock(), []
+
+        class SlowText:
+            seconds = 0.005
+
+            def tokens(self, *args: int) -> np.ndarray:
+                chosen_s.append(clock.now_s)
+                clock.now_s += self.seconds
+                return RING.tokens(*args)
+
+        text = SlowText()
+        verifier = make_verifier(text, clock=clock)
+
+        def chosen_before_end_s() -> float:
+            started_s = clock.now_s
+            verifier.run([make_item(RING, 1, 30)])
+            assert clock.now_s - started_s == pytest.approx(0.0362, abs=1e-3)
+            verifier.release(make_item(RING, 1, 30).session)
+            return clock.now_s - chosen_s[-1]
+
+        assert [chosen_before_end_s() for _ in range(20)][-1] == pytest.approx(0.01)
+        text.seconds = 0.009
+        assert [chosen_before_end_s() for _ in range(2)][-1] == pytest.approx(0.018)
+
     def test_a_sleep_that_ends_early_goes_on(self) -> None:
         clock = FakeClock(early_s=0.001)
         make_verifier(clock=clock).run([make_item(RING, 1, 30)])
