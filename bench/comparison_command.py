@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from bench.report import commit
 from bench.sim_colocated import DraftingCost
 from bench.systems import ABLATIONS, BASELINES, FEW, FULL, SYSTEMS, Kind
 from bench.trace_walk import load_ring
+from edge_runtime.cores import usable_cores
 from wisp_plugin.estimator import FEATURES
 
 
@@ -33,15 +33,10 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         metavar="NAME", help=f"of {', '.join(SYSTEMS)}; wisp is always among them [all]")  # fmt: skip
     add("--few", action="store_true", help="sweep few settings of each system, in larger steps")
     add("--quick", action="store_true", help="still shorter, with one seed: shows that it works")
-    add("--jobs", type=num_processes, default=num_cores(), metavar="N", help="processes [the cores]")
+    add("--jobs", type=num_processes, default=usable_cores(), metavar="N", help="processes [the cores]")
     add("--together", type=positive_int, default=0, metavar="N",
         help="settings of a system that one process sweeps; few suit many cores [all]")  # fmt: skip
     add("--report", type=Path, metavar="DIR", help="write PNG plots and one HTML page there")
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def asked(args: argparse.Namespace) -> tuple[Cell, list[Kind], Timing, list[int]]:

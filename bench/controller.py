@@ -16,7 +16,6 @@ tokens per committed token over those of the oracle.
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from bench.controller_model import report_model
 from bench.controller_sync import num_sync_runs, report_sync, run_sync
 from bench.report import Progress, check_targets, finish
 from bench.traces_folder import trace_path
+from edge_runtime.cores import usable_cores
 from wisp_plugin.acceptance_model import AcceptanceModel, shipped_model
 from wisp_plugin.draft_trace import DraftTrace
 
@@ -84,7 +84,7 @@ def measure(parts: list[str], draft: str, trace: DraftTrace, model: AcceptanceMo
             sync = run_sync(trace, model, trace.draft_s, progress)
         figures |= report_sync(draft, sync, suffix) if "sync" in parts else {}
     if "free" in parts:
-        num_processes = len(os.sched_getaffinity(0))
+        num_processes = usable_cores()
         free = run_all(trace, model, trace.draft_s, num_processes, f"{draft}: free")
         figures |= report_free(draft, free, sync, suffix)
     return figures

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 import urllib.request
@@ -11,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from edge_runtime.client import EdgeClient, TokenDrafter
+from edge_runtime.cores import usable_cores
 from edge_runtime.transport import GrpcStream, VerifyTransport
 from triton_models.server_process import ServerProcess
 from wisp_plugin.controller import SpeculationController
@@ -26,7 +26,7 @@ SETTLE_S = 0.6  # the engine publishes its totals a few times per second
 
 def half_the_cores() -> int:
     """Threads for each side when device and server share a machine: they compute at the same time."""
-    return max(1, len(os.sched_getaffinity(0)) // 2)
+    return max(1, usable_cores() // 2)
 
 
 @dataclass(frozen=True, slots=True)

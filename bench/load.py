@@ -66,12 +66,13 @@ def main(args: argparse.Namespace) -> int:
     return int(run.num_mismatches > 0)
 
 
-def run_on_own_server(load: Load, num_processes: int) -> tuple[LiveRun, dict[str, float]]:
-    """A run on a server of its own, and the machine's figures of it, those of the server included."""
+def run_on_own_server(load: Load, num_processes: int, label: str = "") -> tuple[LiveRun, dict[str, float]]:
+    """A run on a server of its own, and the machine's figures of it, those of the server included. `label`: of its
+    progress."""
     with tempfile.TemporaryDirectory(prefix="wisp-load-") as folder:
         with load.server(Path(folder)) as server:
             before = ServerCpu.now(server.pid)
-            run = run_load(server.grpc_url, load.scenario, num_processes)
+            run = run_load(server.grpc_url, load.scenario, num_processes, label)
             cpu_s = ServerCpu.now(server.pid).since(before)
         return run, machine_figures(run, cpu_s) | pass_figures(Path(folder) / PASSES, run.received_s)
 

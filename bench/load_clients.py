@@ -24,6 +24,7 @@ from bench.arrivals import Arrivals
 from bench.commit_log import CommitLog, RecordingEvents
 from bench.load_tokens import session_seed
 from bench.load_wire import STREAM_METHOD, decode, encode
+from bench.report import Progress
 from bench.scenario import Scenario
 from bench.sim_client import SimulatedClient
 from bench.sim_result import SimulationError
@@ -159,15 +160,23 @@ class LiveWorld:
         self._arrivals = Arrivals(scenario.workload, devices, scenario.duration_s)
         self._sessions: dict[str, _Session] = {}
 
-    async def run(self) -> None:
-        """Until the end of the run: what comes later does not count. Raises whatever a session or an event raises."""
+    async def run(self, progress: Progress | None = None) -> None:
+        """Until the end of the run: what comes later does not count. Raises whatever a session or an event raises.
+
+        `progress` has a step for each second of the run.
+        """
         for index in self._devices:
             self._schedule_next(index)
+        shown_s = 0
         try:
             while not self._is_over():
                 await asyncio.sleep(_LOOK_S)
                 self.events.catch_up()  # a late process has what was due before the end still to do
                 self._check()
+                now_s = max(0, round(min(self.events.now_s, self.scenario.duration_s)))
+                if progress is not None and now_s > shown_s:
+                    progress.step(now_s - shown_s)
+                    shown_s = now_s
         finally:
             self.events.stop()
             await self._leave()

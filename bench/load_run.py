@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing import active_children, get_context
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from bench.commit_log import CommitLog
 from bench.load_clients import LiveWorld
+from bench.report import Progress
 from bench.scenario import Scenario
 from bench.sim_result import ServerRecord, SimResult
 from wisp_plugin.acceptance_model import shipped_model
@@ -57,15 +59,17 @@ class LiveRun:
     elapsed_s: float
 
 
-def run_load(url: str, scenario: Scenario, num_processes: int = 1) -> LiveRun:
-    """All devices of `scenario.workload` on the server; its `policy` and costs are the server's affair.
+def run_load(url: str, scenario: Scenario, num_processes: int = 1, label: str = "") -> LiveRun:
+    """All devices of `scenario.workload` on the server; its `policy` and costs are the server's affair. With progress
+    under `label`, in seconds.
 
     Raises:
         TransportError, RequestRefused: a session failed.
         ConfigError: no session lasted long enough to be judged, so that there is nothing to tell; or one ended as the
             emulated target ends none.
     """
-    run = _run_processes(url, scenario, num_processes)
+    label = label or f"{scenario.workload.num_devices} devices, seconds"
+    run = _run_processes(url, scenario, num_processes, label)
     if not run.result.judged:
         raise ConfigError(
             f"none of {len(run.result.sessions)} sessions could be judged in {scenario.duration_s:g} s; more "
@@ -74,15 +78,19 @@ def run_load(url: str, scenario: Scenario, num_processes: int = 1) -> LiveRun:
     return run
 
 
-def _run_processes(url: str, scenario: Scenario, num_processes: int) -> LiveRun:
+def _run_processes(url: str, scenario: Scenario, num_processes: int, label: str) -> LiveRun:
     devices = scenario.workload.devices()
     indices = [[d.index for d in devices[i::num_processes]] for i in range(num_processes)]
     start_s = time.monotonic() + (_CONNECT_S if num_processes == 1 else _START_PROCESSES_S)
     if num_processes == 1:
-        return _run_devices(url, scenario, indices[0], start_s)
+        return _run_devices(url, scenario, indices[0], start_s, label)
     others = set(active_children())
     with ProcessPoolExecutor(num_processes, get_context("spawn")) as pool:
-        runs = [pool.submit(_run_devices, url, scenario, some, start_s) for some in indices]
+        labels = [label] + [""] * (num_processes - 1)  # all of them are as far
+        runs = [
+            pool.submit(_run_devices, url, scenario, some, start_s, label)
+            for some, label in zip(indices, labels, strict=True)
+        ]
         try:
             for run in as_completed(runs):
                 run.result()
@@ -93,14 +101,16 @@ def _run_processes(url: str, scenario: Scenario, num_processes: int) -> LiveRun:
         return _merged([run.result() for run in runs])
 
 
-def _run_devices(url: str, scenario: Scenario, indices: Sequence[int], start_s: float) -> LiveRun:
+def _run_devices(url: str, scenario: Scenario, indices: Sequence[int], start_s: float, label: str) -> LiveRun:
+    """What the devices `indices` do in this process; without a `label` it shows no progress."""
     sys.setswitchinterval(_SWITCH_S)
     wanted = set(indices)
     devices = [device for device in scenario.workload.devices() if device.index in wanted]
 
     async def play() -> LiveWorld:
         world = LiveWorld(url, scenario, devices, start_s)
-        await world.run()
+        with Progress(round(scenario.duration_s), label) if label else nullcontext() as progress:
+            await world.run(progress)
         return world
 
     before_s = _cpu_s()

@@ -39,7 +39,7 @@ from bench.arguments import (
 )
 from bench.cells import DRAFTS, FULL_AXES, MEDIUM, REDUCED_AXES, SHORT, Cell, Timing, cells
 from bench.comparison import chosen_kinds
-from bench.comparison_command import assumptions, num_cores
+from bench.comparison_command import assumptions
 from bench.gpu_profile import DEFAULT
 from bench.html_report import DEFINITIONS, Page
 from bench.matrix_figures import (
@@ -58,6 +58,7 @@ from bench.matrix_run import MatrixRuns
 from bench.matrix_state import CellResult
 from bench.report import commit, finish, print_table
 from bench.systems import BASELINES, FEW, FULL
+from edge_runtime.cores import usable_cores
 from wisp_plugin.errors import ConfigError
 from wisp_plugin.home import wisp_home
 
@@ -82,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "code count too, with a warning [$WISP_HOME/bench/matrix-COMMIT.jsonl]")  # fmt: skip
     add("--fresh", action="store_true", help="take no finished parts from the file, of whatever code")
     add("--finished", action="store_true", help="run nothing: only the cells that the file has whole")
-    add("--jobs", type=num_processes, default=num_cores(), metavar="N", help="processes [the cores]")
+    add("--jobs", type=num_processes, default=usable_cores(), metavar="N", help="processes [the cores]")
     add("--report", type=Path, metavar="DIR", help="write PNG plots and one HTML page there")
 
 

@@ -32,7 +32,6 @@ from bench.arguments import (
     whole_number,
 )
 from bench.cells import DRAFTS, Timing
-from bench.comparison_command import num_cores
 from bench.gpu_cost import unloaded_pass_s
 from bench.gpu_profile import DEFAULT, find_profile, is_derived
 from bench.lab import Lab
@@ -41,6 +40,7 @@ from bench.report import finish, print_table
 from bench.search import ATTAINMENT, MOST_DEVICES, Figures, Search
 from bench.simulator import simulate
 from bench.systems import WISP
+from edge_runtime.cores import usable_cores
 from wisp_plugin.errors import ConfigError
 from wisp_plugin.estimator import Costs
 
@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"simulated, a third of them warm-up; more where they judge less than {LEAST_SESSIONS} sessions [36, "
         "longer for few devices]")  # fmt: skip
     add("--seed", type=not_negative_int, default=0)
-    add("--jobs", type=num_processes, default=num_cores(), metavar="N", help="processes [the cores]")
+    add("--jobs", type=num_processes, default=usable_cores(), metavar="N", help="processes [the cores]")
 
 
 @dataclass(frozen=True, slots=True)

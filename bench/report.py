@@ -28,6 +28,7 @@ from typing import Any, TextIO, TypeVar
 import numpy as np
 
 import wisp_plugin
+from edge_runtime.cores import usable_cores
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -126,12 +127,11 @@ def commit() -> str:
 
 def hardware() -> dict[str, Any]:
     """CPU model, cores this process may use, memory in GiB, GPUs (None without), operating system."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     gpus = _output("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
     return {
         "cpu": _cpu_model(),
-        "cores": cores,
+        "cores": usable_cores(),
         "memory_gib": round(memory_bytes / 2**30, 1),
         "gpu": gpus.splitlines() if gpus else None,
         "os": platform.platform(),

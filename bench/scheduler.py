@@ -14,11 +14,11 @@ machine. Goodput, capacity and interference are our own definitions (DESIGN.md s
 from __future__ import annotations
 
 import argparse
-import os
 from typing import Any
 
 from bench import report, scheduler_capacity, scheduler_compare, scheduler_hold, scheduler_optimum, scheduler_plan
 from bench.lab import Lab
+from edge_runtime.cores import usable_cores
 
 _TARGETS = {
     "plan": scheduler_plan.TARGETS,
@@ -32,7 +32,7 @@ _TARGETS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `wisp-bench scheduler`."""
     parser.add_argument("--parts", nargs="+", choices=list(_TARGETS), default=list(_TARGETS), help="default: all")
-    parser.add_argument("--jobs", type=int, default=_num_cores(), metavar="N", help="processes (default: the cores)")
+    parser.add_argument("--jobs", type=int, default=usable_cores(), metavar="N", help="processes (default: the cores)")
     parser.add_argument("--seed", type=int, default=0, help="first of the seeds of sessions and instances")
     parser.add_argument("--quick", action="store_true", help="short runs, one seed, few settings: shows that it works")
 
@@ -61,7 +61,3 @@ def run(parts: list[str], num_jobs: int, quick: bool, seed: int) -> dict[str, An
         if "hold" in parts:
             figures |= scheduler_hold.run(lab, quick, seed)
     return figures
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

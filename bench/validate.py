@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-import sys
 from collections.abc import Mapping, Sequence
 
 from bench.arguments import positive_int
@@ -109,9 +108,8 @@ def live_figures(
     are apart."""
     runs, machines = [], []
     for i in range(num_runs):
-        told = f"{load.scenario.workload.num_devices} devices: live run {i + 1} of {num_runs}"
-        print(f"{told}, {load.scenario.duration_s:.0f} s", file=sys.stderr, flush=True)
-        run, machine = run_on_own_server(load, num_processes)
+        label = f"{load.scenario.workload.num_devices} devices, live run {i + 1} of {num_runs}, seconds"
+        run, machine = run_on_own_server(load, num_processes, label)
         runs.append(load_figures(run.result, run.log, load.dilation))
         machines.append(machine)
     return mean_figures(runs), mean_figures(machines), _spreads(runs)

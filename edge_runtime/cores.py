@@ -1,8 +1,14 @@
-"""How many of the machine's cores draft."""
+"""How many cores there are for this process, and how many of them draft."""
 
 from __future__ import annotations
 
 import os
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS and Windows
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
 def drafting_threads() -> int:
@@ -11,6 +17,4 @@ def drafting_threads() -> int:
     ONNX Runtime's threads spin between operations. On the core that they leave alone the other thread receives and
     applies commits, within a millisecond instead of whenever a draft step is over (see `drafting_thread`).
     """
-    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS and Windows
-    num_cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    return max(1, num_cores - 1)
+    return max(1, usable_cores() - 1)

@@ -6,6 +6,8 @@ import asyncio
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -40,6 +42,21 @@ def played(url: str, scenario: Scenario, start_s: float) -> LiveWorld:
     return asyncio.run(play())
 
 
+def test_a_run_tells_how_far_it_is() -> None:
+    """In whole seconds, those that it has when its end cuts it among them."""
+    steps: list[int] = []
+    progress = SimpleNamespace(step=steps.append)
+    scenario = replace(SCENARIO, duration_s=1.2, drain=False)
+
+    async def play(url: str) -> None:
+        world = LiveWorld(url, scenario, scenario.workload.devices(), time.monotonic())
+        await asyncio.wait_for(world.run(progress), LIMIT_S)  # type: ignore[arg-type]
+
+    with serving() as url:
+        asyncio.run(play(url))
+    assert sum(steps) == 1
+
+
 @pytest.mark.parametrize("num_wrong", [0, 1])
 def test_a_session_with_a_wrong_token_is_counted_and_told_by_the_exit_code(
     num_wrong: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -48,8 +65,8 @@ def test_a_session_with_a_wrong_token_is_counted_and_told_by_the_exit_code(
         yield session.commit(1, wrong=int(session.number < num_wrong))
         yield session.rest()
 
-    def run_drained(url: str, scenario: Scenario, num_processes: int) -> LiveRun:
-        return run_load(url, replace(scenario, drain=True), num_processes)  # however slow the machine: all sessions end
+    def run_drained(url: str, scenario: Scenario, *further: Any) -> LiveRun:
+        return run_load(url, replace(scenario, drain=True), *further)  # however slow the machine: all sessions end
 
     monkeypatch.setattr(load, "run_load", run_drained)
     with serving(script) as url:
@@ -116,6 +133,7 @@ def test_a_server_with_another_target_ends_the_run_at_once_in_one_line(
     monkeypatch.setattr(load_run, "_START_PROCESSES_S", 0.0)
     with serving(end_early) as url:
         assert cli.main([*COMMAND, url, "--duration", "600", "--processes", str(num_processes)]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    *told, line = capsys.readouterr().err.splitlines()
+    assert all(text.startswith("2 devices, seconds: ") for text in told)  # progress, of this process
     assert " ended as EOS at " in line
     assert line.endswith("; is the target of --server the emulated one of this --profile and --trace?")

@@ -27,7 +27,7 @@ def options(*words: str) -> argparse.Namespace:
 def on_a_server(monkeypatch: pytest.MonkeyPatch, slower: float = 1.0, mismatches: float = 0.0) -> None:
     """The live side is a simulation as well, of passes that take `slower` times as long."""
 
-    def run(load: Load, _: int) -> tuple[Any, dict[str, float]]:
+    def run(load: Load, *_: object) -> tuple[Any, dict[str, float]]:
         scenario = replace(load.scenario, costs=validate.dilated(load.scenario.costs, slower))
         result, log = simulate_logged(scenario)
         return SimpleNamespace(result=result, log=log), MACHINE | {"mismatches": mismatches}
