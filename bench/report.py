@@ -11,6 +11,7 @@ import datetime
 import enum
 import functools
 import importlib.metadata
+import importlib.util
 import json
 import math
 import os
@@ -139,8 +140,11 @@ def hardware() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the installed packages that decide about speed and results, without importing them."""
-    found = {"python": platform.python_version()}
+    """Versions of Python and of the installed packages that decide about speed and results, without importing them; and
+    in which form our own runs (see `make compiled`)."""
+    engine = importlib.util.find_spec("wisp_plugin.engine")
+    is_source = engine is not None and (engine.origin or "").endswith(".py")
+    found = {"python": platform.python_version(), "wisp_plugin": "interpreted" if is_source else "compiled"}
     for package in _PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from bench import cli, prompts, report
 from triton_models import wheels
+from wisp_plugin import engine
 from wisp_plugin.errors import ConfigError, ModelError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,6 +64,8 @@ def test_the_report_is_the_last_line_and_whole(capsys: pytest.CaptureFixture[str
     assert document["hardware"]["memory_gib"] > 0
     assert document["hardware"]["cpu"]
     assert document["versions"]["numpy"] == np.__version__
+    is_source = str(engine.__file__).endswith(".py")
+    assert document["versions"]["wisp_plugin"] == ("interpreted" if is_source else "compiled")
 
 
 @pytest.mark.parametrize("figures", [{"seed": 1}, {"config": {}}, {"ratio": float("nan")}, {"ratio": float("inf")}])
