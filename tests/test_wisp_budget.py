@@ -13,7 +13,7 @@ from tests.test_wisp_turns import LINEAR, NOW_S, TOKEN_S, P, seconds_of
 from wisp_plugin.estimator import EMPTY_PASS, Costs, Estimator, item_features, token_features
 from wisp_plugin.policies import TURN, Choice
 from wisp_plugin.roster import Candidates
-from wisp_plugin.wisp_budget import Budget, PassBudget
+from wisp_plugin.wisp_budget import Budget, OwnTokens, PassBudget
 from wisp_plugin.wisp_policy import Wisp
 
 TIGHT_S, LOOSE_S = 0.014, 1.0
@@ -176,23 +176,24 @@ class TestBudget:
         num_new = np.array([1.0, P.level_margin]) * 20 * ratio
         level_s, longer_s = ((0.03**4 + (3e-4 * num_new) ** 4) ** 0.25).tolist()
         assert found.seconds == pytest.approx(longer_s)
-        assert not found.needs_drafts
+        assert found.own_tokens is OwnTokens.DO
         token_s = 3e-4 * (3e-4 * num_new[0] / level_s) ** 3
         price = token_s / ((level_s - 20 * (ratio - 1.0) * token_s) / 20)
         assert found.draft_price == pytest.approx(P.draft_margin * price, rel=1e-6)
         # Nor do they take longer than the tightest bears, however far ahead of its schedule it is.
         bound_s = 0.95 * longer_s
         tighter = make_candidates(20, tpot_s=[bound_s, *[0.2] * 19], num_turns=50, needed_s=NOW_S + 1.0)
-        assert budget.of(tighter, nobody, NOW_S) == Budget(pytest.approx(bound_s), found.draft_price, False, True)
+        assert budget.of(tighter, nobody, NOW_S) == Budget(pytest.approx(bound_s), found.draft_price, OwnTokens.DO)
 
     def test_prompts_come_before_drafts_where_own_tokens_nearly_keep_the_pace(self) -> None:
         """0.95 of the longest pass that saves time is near enough."""
         budget, nobody = PassBudget(Estimator(LINEAR), P), np.zeros(2, bool)
         work = budget._work(make_candidates(2).num_cached)
         longest_s = budget._longest_s(work, budget._seconds_by_size(work), P.least_saving)
-        for share, prompts_first in ((0.94, False), (0.96, True), (1.01, True)):
+        by_share = {0.94: OwnTokens.FALL_SHORT, 0.96: OwnTokens.NEARLY_DO, 1.01: OwnTokens.DO}
+        for share, own_tokens in by_share.items():
             c = make_candidates(2, tpot_s=[share * longest_s, 1.0], num_turns=50)
-            assert budget.of(c, nobody, NOW_S).prompts_first == prompts_first, share
+            assert budget.of(c, nobody, NOW_S).own_tokens is own_tokens, share
 
     def test_where_own_tokens_nearly_keep_the_pace_a_turn_is_worth_what_it_would_bring_now(self) -> None:
         """Its drafts that wait and are likely count, whatever turns brought before; else turns as they were."""
@@ -232,7 +233,7 @@ class TestBudget:
         budget, nobody = PassBudget(Estimator(LINEAR), P), np.zeros(2, bool)
         c = make_candidates(2, num_cached=0.0, tpot_s=0.0201, tokens_per_turn=1.0, num_turns=50)
         found = budget.of(c, nobody, NOW_S)
-        assert found.needs_drafts
+        assert found.own_tokens is OwnTokens.FALL_SHORT
         num_new = (found.seconds - 0.01) / TOKEN_S
         committing_s = found.seconds - 0.5 * num_new * TOKEN_S
         assert found.draft_price == pytest.approx(TOKEN_S * 0.5 * num_new / committing_s, rel=0.05)

@@ -15,7 +15,7 @@ from tests.test_policies import candidates, parts
 from wisp_plugin.estimator import EMPTY_PASS, Costs, Estimator, item_features
 from wisp_plugin.policies import PREFILL, Choice
 from wisp_plugin.roster import Candidates
-from wisp_plugin.wisp_budget import Budget
+from wisp_plugin.wisp_budget import Budget, OwnTokens
 from wisp_plugin.wisp_parameters import WispParameters
 from wisp_plugin.wisp_turns import Turns
 
@@ -27,12 +27,12 @@ LINEAR = Costs((0.0, 0, 0, 0, 0, 0), (0.01, 0, TOKEN_S, 0, 0, 0))
 
 
 def take(
-    c: Candidates, budget_s: float, must_s: Any = math.inf, draft_price: float = 0.4, needs_drafts: bool = True,
-    prompts_first: bool = False, **config: Any,
+    c: Candidates, budget_s: float, must_s: Any = math.inf, draft_price: float = 0.4,
+    own_tokens: OwnTokens = OwnTokens.FALL_SHORT, **config: Any,
 ) -> Choice:  # fmt: skip
     is_prefill = c.num_uncached > min(P.prefill_tokens, make_config(**config).max_pass_tokens)
     turns = Turns(make_config(**config), Estimator(LINEAR), P)
-    budget = Budget(budget_s, draft_price, needs_drafts, prompts_first)
+    budget = Budget(budget_s, draft_price, own_tokens)
     return turns.choose(c, is_prefill, np.full(len(c), must_s, np.float64), NOW_S, budget)
 
 
@@ -48,12 +48,12 @@ class TestDraftWeights:
         none of anybody if nobody needs any."""
         c = make_candidates(3, [[0.45, 0.3]] * 3, tpot_s=[0.004, 0.0108, 0.2])
         assert take(c, 0.0108, draft_price=0.6).num_drafts.tolist() == [2, 1, 0]
-        assert take(c, 0.0108, draft_price=0.6, needs_drafts=False).num_drafts.tolist() == [0, 0, 0]
+        assert take(c, 0.0108, draft_price=0.6, own_tokens=OwnTokens.DO).num_drafts.tolist() == [0, 0, 0]
 
     def test_drafts_count_alike_where_own_tokens_nearly_keep_the_pace(self) -> None:
         c = make_candidates(2, [[0.45], [0.9]], tpot_s=0.004)
         assert take(c, 0.0103, draft_price=0.6).num_drafts.tolist() == [1, 0]
-        assert take(c, 0.0103, draft_price=0.6, prompts_first=True).num_drafts.tolist() == [0, 1]
+        assert take(c, 0.0103, draft_price=0.6, own_tokens=OwnTokens.NEARLY_DO).num_drafts.tolist() == [0, 1]
 
     def test_who_tells_nothing_counts_once_however_short_its_turns_are(self) -> None:
         """Newcomers, lost sessions and `sync`: what their turns are worth is not known, or sets no length."""
@@ -72,15 +72,15 @@ class TestDraftWeights:
         )  # fmt: skip
         running = c.only(np.arange(3))
         assert take(c, 0.0125).num_drafts.tolist() == [1, 1, 1, 0]
-        assert take(c, 0.0125, prompts_first=True).num_drafts.tolist() == [0, 1, 1, 0]
-        assert take(c, 1.0, prompts_first=True).num_drafts.tolist() == [1, 1, 1, 0]
-        assert take(running, 0.01055, prompts_first=True).num_drafts.sum() == 2  # for want of room
+        assert take(c, 0.0125, own_tokens=OwnTokens.NEARLY_DO).num_drafts.tolist() == [0, 1, 1, 0]
+        assert take(c, 1.0, own_tokens=OwnTokens.NEARLY_DO).num_drafts.tolist() == [1, 1, 1, 0]
+        assert take(running, 0.01055, own_tokens=OwnTokens.NEARLY_DO).num_drafts.sum() == 2  # for want of room
 
     def test_nobody_gives_up_drafts_for_a_prompt_that_is_lost(self) -> None:
         c = make_candidates(
             2, [[0.9], [0.0]], num_uncached=[1, 400], needed_s=NOW_S + 0.021, tpot_s=0.02, is_lost=[0, 1]
         )
-        assert take(c, 0.0125, prompts_first=True).num_drafts.tolist() == [1, 0]
+        assert take(c, 0.0125, own_tokens=OwnTokens.NEARLY_DO).num_drafts.tolist() == [1, 0]
 
 
 class TestOrder:
@@ -112,18 +112,18 @@ class TestOrder:
 
     def test_where_nobody_needs_drafts_only_those_worth_their_price_take_part(self) -> None:
         c = make_candidates(3, [0.9, 0.5], needed_s=[1.01, 1.02, 1.03], tpot_s=0.1)
-        assert parts(take(c, 0.0106, draft_price=0.6, needs_drafts=False)) == [(0, 1, 1), (1, 1, 1), (2, 1, 1)]
+        assert parts(take(c, 0.0106, draft_price=0.6, own_tokens=OwnTokens.DO)) == [(0, 1, 1), (1, 1, 1), (2, 1, 1)]
         assert parts(take(c, 0.0106)) == [(0, 1, 2), (1, 1, 2)]
-        assert parts(take(c, 1.0, draft_price=0.6, needs_drafts=False)) == [(0, 1, 1), (1, 1, 1), (2, 1, 1)]
-        assert parts(take(c, 1.0, draft_price=0.4, needs_drafts=False)) == [(0, 1, 2), (1, 1, 2), (2, 1, 2)]
+        assert parts(take(c, 1.0, draft_price=0.6, own_tokens=OwnTokens.DO)) == [(0, 1, 1), (1, 1, 1), (2, 1, 1)]
+        assert parts(take(c, 1.0, draft_price=0.4, own_tokens=OwnTokens.DO)) == [(0, 1, 2), (1, 1, 2), (2, 1, 2)]
 
     def test_where_nobody_needs_drafts_prompts_with_time_take_what_is_left(self) -> None:
         """Running sessions that are far ahead come before a prompt, until it is due within a few passes."""
         late_s, soon_s = NOW_S + 9.0, NOW_S + 0.9 * P.first_token_passes * 0.01235
         c = make_candidates(3, num_uncached=[1, 200, 1], needed_s=[30.0, late_s, 30.0], num_cached=[9.0, 0.0, 9.0])
-        assert parts(take(c, 0.01235, draft_price=0.6, needs_drafts=False)) == [(0, 1, 0), (1, 21, 0), (2, 1, 0)]
+        assert parts(take(c, 0.01235, draft_price=0.6, own_tokens=OwnTokens.DO)) == [(0, 1, 0), (1, 21, 0), (2, 1, 0)]
         urgent = replace(c, needed_s=np.array([30.0, soon_s, 30.0]))
-        assert parts(take(urgent, 0.01235, draft_price=0.6, needs_drafts=False)) == [(1, 23, 0)]
+        assert parts(take(urgent, 0.01235, draft_price=0.6, own_tokens=OwnTokens.DO)) == [(1, 23, 0)]
         assert parts(take(c, 0.01235)) == [(1, 23, 0)]
 
     def test_a_prompt_behind_which_another_would_be_late_comes_later(self) -> None:
@@ -151,14 +151,14 @@ class TestOrder:
 
 @settings(max_examples=150, deadline=None)
 @given(
-    candidates(), st.floats(0.0, 0.2), st.sampled_from([0.0, 0.5, 1.0]), st.booleans(),
+    candidates(), st.floats(0.0, 0.2), st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from(OwnTokens),
     st.sampled_from([1, 7, 16, 60, 512]), st.integers(1, 9),
 )  # fmt: skip
 def test_a_pass_keeps_to_its_budget_but_for_those_who_must(
-    c: Candidates, budget_s: float, price: float, needs_drafts: bool, max_tokens: int, max_sessions: int
+    c: Candidates, budget_s: float, price: float, own_tokens: OwnTokens, max_tokens: int, max_sessions: int
 ) -> None:
     must_s = np.where(c.needed_s < NOW_S, c.ready_s, np.inf)
-    choice = take(c, budget_s, must_s, price, needs_drafts, max_pass_tokens=max_tokens, max_pass_sessions=max_sessions)
+    choice = take(c, budget_s, must_s, price, own_tokens, max_pass_tokens=max_tokens, max_pass_sessions=max_sessions)
     new = choice.num_committed + choice.num_drafts
     assert len(choice.members) >= 1
     assert len(choice.members) <= max_sessions

@@ -28,6 +28,7 @@ New tokens per committed one (prompts and rejected drafts are in it) are those o
 
 from __future__ import annotations
 
+import enum
 import math
 from dataclasses import dataclass
 
@@ -45,16 +46,21 @@ _ROUNDS = 3  # towards a pass that takes as long as its own work asks for
 _SIZES: Floats = np.geomspace(8.0, 4096.0, 37)  # new tokens of a pass that are looked at
 
 
+class OwnTokens(enum.Enum):
+    """Whether sessions keep their pace with their own token of every pass."""
+
+    FALL_SHORT = enum.auto()  # some need drafts
+    NEARLY_DO = enum.auto()  # some need drafts, but those of who is ahead come behind prompts
+    DO = enum.auto()
+
+
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How long the next pass may take, how likely a draft token has to be in it where time is scarce, whether some
-    session needs drafts to keep its pace, and whether own tokens nearly do, so that prompts come before the drafts of
-    who is ahead."""
+    """How long the next pass may take, and how likely a draft token has to be in it where time is scarce."""
 
     seconds: float
     draft_price: float
-    needs_drafts: bool = True
-    prompts_first: bool = False
+    own_tokens: OwnTokens = OwnTokens.FALL_SHORT
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,16 +126,17 @@ class PassBudget:
         if tightest_tpot_s >= longest_s:
             level_s, draft_price = self._level(work, float(tokens_per_turn.sum()))
             level_s = max(longest_s, min(level_s, float(turn_s[is_helped].min())))
-            return Budget(level_s, draft_price, needs_drafts=False, prompts_first=True)
-        prompts_first = tightest_tpot_s >= self._parameters.own_pace * longest_s
-        if prompts_first:
+            return Budget(level_s, draft_price, OwnTokens.DO)
+        own_tokens = OwnTokens.FALL_SHORT
+        if tightest_tpot_s >= self._parameters.own_pace * longest_s:
+            own_tokens = OwnTokens.NEARLY_DO
             least_value = self._needing_drafts(work, seconds_by_size, longest_s).draft_price
             turn_s = np.maximum(turn_s, _with_drafts_s(c, runs, least_value))
         least_s = with_chunk_s if is_prefill.any() else 0.0
         borne_s = float((turn_s + self._spared_s(c, runs, now_s))[is_helped].min())
         saving_s = self._longest_s(work, seconds_by_size, self._parameters.least_saving_ahead)
         tightest_s = max(float(turn_s[is_helped].min()), min(borne_s, saving_s))
-        return self._needing_drafts(work, seconds_by_size, max(least_s, pace_s, tightest_s), prompts_first)
+        return self._needing_drafts(work, seconds_by_size, max(least_s, pace_s, tightest_s), own_tokens)
 
     def _spared_s(self, c: Candidates, runs: Ints, now_s: float) -> Floats:
         """What each session can spend on a longer pass, of what it is ahead of its schedule."""
@@ -157,12 +164,12 @@ class PassBudget:
         return float(seconds_by_size[min(int(enough), len(_SIZES) - 1)])
 
     def _needing_drafts(
-        self, work: _Work, seconds_by_size: Floats, budget_s: float, prompts_first: bool = False
+        self, work: _Work, seconds_by_size: Floats, budget_s: float, own_tokens: OwnTokens = OwnTokens.FALL_SHORT
     ) -> Budget:
         """The budget where some session needs drafts: their price in a pass that takes all of it."""
         num_new = float(np.interp(budget_s, seconds_by_size, _SIZES))
         draft_price = min(1.0, self._draft_price(work, work.beside + num_new * work.token, num_new))
-        return Budget(budget_s, draft_price, prompts_first=prompts_first)
+        return Budget(budget_s, draft_price, own_tokens)
 
     def _with_chunk_s(self, work: _Work) -> float:
         """Seconds of a pass with everybody's own token and the smallest chunk of prefill."""

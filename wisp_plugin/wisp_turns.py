@@ -17,7 +17,7 @@ from wisp_plugin.config import EngineConfig
 from wisp_plugin.estimator import EMPTY_PASS, Estimator, item_features, token_features
 from wisp_plugin.policies import NEED, PREFILL, VALUE, Choice
 from wisp_plugin.roster import Bools, Candidates, Floats, Ints
-from wisp_plugin.wisp_budget import Budget
+from wisp_plugin.wisp_budget import Budget, OwnTokens
 from wisp_plugin.wisp_fill import Fill, Wanted
 from wisp_plugin.wisp_first_tokens import will_be_late
 from wisp_plugin.wisp_offers import tells_turns
@@ -41,8 +41,8 @@ class Turns:
         num_drafts = np.where(num_uncached < c.num_uncached, 0.0, c.num_buffered)
         # Where nobody needs drafts, what a rejected one costs serves somebody else's own token, whoever's it is.
         value, price = c.survival, budget.draft_price
-        if budget.needs_drafts:
-            if not budget.prompts_first:
+        if budget.own_tokens is not OwnTokens.DO:
+            if budget.own_tokens is OwnTokens.FALL_SHORT:
                 value = value * self._weights(c, budget.seconds)[:, None]
             price = self._price(c, ~is_prefill, num_uncached) if num_drafts.any() else 0.0
         num_drafts = self._valuable(c, value, price, num_drafts)
@@ -51,7 +51,7 @@ class Turns:
         else:
             order = self._order(c, is_prefill, must_s, has_no_room, now_s, budget)
             scarce = self._valuable(c, value, budget.draft_price, num_drafts)
-            if budget.prompts_first and (is_prefill & (c.is_lost == 0)).any():
+            if budget.own_tokens is not OwnTokens.FALL_SHORT and (is_prefill & (c.is_lost == 0)).any():
                 scarce = np.where(self._spares_drafts(c, now_s), 0.0, scarce)
             wanted = Wanted(num_uncached, scarce, must)
             fill = Fill(self._config, self._estimator, c, wanted, self._chunk_tokens, budget.seconds)
@@ -83,7 +83,7 @@ class Turns:
         latest_s = np.minimum(p.latest_first_tokens * c.tpot_s, p.latest_first_token_s)
         late_s = np.minimum(now_s + p.late_first_tokens * c.tpot_s, c.needed_s + latest_s)
         needed_s = np.where(is_late, late_s, c.needed_s)
-        if not budget.needs_drafts:
+        if budget.own_tokens is OwnTokens.DO:
             has_time = is_prefill & (needed_s > now_s + p.first_token_passes * budget.seconds)
             rank = np.where(rank > 0, 2, has_time)
         rank[has_no_room], needed_s[has_no_room] = -1, must_s[has_no_room]
