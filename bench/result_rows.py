@@ -193,7 +193,7 @@ ROWS = (
             "{capacity_vs_sled_share} / {goodput_vs_sled_share}", "", _MATRIX_OPTIONS),
     Row("simulator: a minute of 1,000 devices, some forty of them served at a time as KV memory is full", "simulator",
         "{core_s_1000} s of one core", "<= 60 s"),
-    Row("simulated / live with 32 emulated devices: goodput; median, p95 ms between commits; attainment", "validate",
+    Row("simulated / live (`make compiled`) with 32 emulated devices: goodput; median, p95 ms between commits; attainment", "validate",
         _validated(32), "10 % apart"),
     Row("the same with 128 devices", "validate", _validated(128), "10 % apart"),
     Row("the same two: largest difference", "validate", "{max_error}", "<= 0.10"),
