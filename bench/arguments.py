@@ -18,6 +18,9 @@ from wisp_plugin.errors import ConfigError
 
 PROMPTS, OUTPUTS = Workload().prompt_range, Workload().output_range  # tokens that sessions may have
 LEAST_KV_TOKENS = PROMPTS[1] + OUTPUTS[1] + 72  # the longest session with drafts behind it: whole blocks
+MOST_KV_TOKENS = 100_000_000
+MOST_S = 86_400.0  # of any time in a run, in the GPU's time
+MOST_SPEED, MOST_RTT_MS = 1e6, 6e4  # of a device, draft tokens per second, and of its link
 
 
 def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
@@ -55,7 +58,22 @@ def number(low: float, high: float = math.inf, above: bool = False) -> Callable[
 
 positive_int, not_negative_int = whole_number(1), whole_number(0)
 num_seeds, num_processes = whole_number(1, 1000), whole_number(1, 1024)
-positive_float, not_negative_float, share = number(0.0, above=True), number(0.0), number(0.0, 1.0)
+share, num_kv_tokens = number(0.0, 1.0), whole_number(LEAST_KV_TOKENS, MOST_KV_TOKENS)
+
+
+def host_and_port(text: str) -> str:
+    """A type: HOST:PORT as gRPC takes it."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65_536:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT with a port from 1 to 65535")
+    return text
+
+
+def report_folder(text: str) -> Path:
+    """A type: a folder, with a name."""
+    if not text:
+        raise argparse.ArgumentTypeError("a folder is needed, not an empty name")
+    return Path(text)
 
 
 def check_range(option: str, values: Sequence[float]) -> None:

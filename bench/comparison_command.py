@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from bench.arguments import not_negative_int, num_processes, num_seeds, positive_int
+from bench.arguments import not_negative_int, num_processes, num_seeds, positive_int, report_folder
 from bench.cells import DRAFTS, MEDIUM, MIX, QUICK, Cell, Timing
 from bench.comparison import PUBLISHED, SUMMARY_COLUMNS, Comparison, chosen_kinds, ratio_figures, summary_rows
 from bench.gpu_profile import DEFAULT, NORMS, draft_step_on, find_profile, is_derived, kv_tokens
@@ -36,7 +35,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add("--jobs", type=num_processes, default=usable_cores(), metavar="N", help="processes [the cores]")
     add("--together", type=positive_int, default=0, metavar="N",
         help="settings of a system that one process sweeps; few suit many cores [all]")  # fmt: skip
-    add("--report", type=Path, metavar="DIR", help="write PNG plots and one HTML page there")
+    add("--report", type=report_folder, metavar="DIR", help="write PNG plots and one HTML page there")
 
 
 def asked(args: argparse.Namespace) -> tuple[Cell, list[Kind], Timing, list[int]]:

@@ -29,6 +29,7 @@ _BYTES = 2  # of a bf16 number
 _DERIVED_ON = "2026-11-25T00:00:00+00:00"
 _NOISE = 0.03
 _LEAST_PASS_S = 1e-4  # a simulation of shorter ones would have no end
+_MOST_PRICE_S = 1e5  # also a thousand times slower (`--dilation`) it is one that a profile may have
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,9 +161,11 @@ def find_profile(name_or_path: str) -> Profile:
         names = ", ".join(sorted(p.stem for p in FOLDER.glob("*.json")))
         raise ConfigError(f"profile {name_or_path!r} is no file and not among those shipped: {names}")
     profile = load_profile(path)
-    pass_s = unloaded_pass_s(profile.costs)
+    pass_s, price_s = unloaded_pass_s(profile.costs), max(*profile.costs.memory, *profile.costs.arithmetic)
     if not pass_s >= _LEAST_PASS_S:
         raise ConfigError(f"profile {name_or_path!r} has passes of {pass_s:g} s; allowed: from {_LEAST_PASS_S:g} s")
+    if price_s > _MOST_PRICE_S:
+        raise ConfigError(f"profile {name_or_path!r} has a price of {price_s:g} s; allowed: up to {_MOST_PRICE_S:g} s")
     return profile
 
 

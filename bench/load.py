@@ -25,9 +25,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench.arguments import number, positive_int
+from bench.arguments import MOST_S, host_and_port, number, positive_int
 from bench.load_figures import ServerCpu, load_figures, machine_figures, pass_figures
-from bench.load_options import MOST_S, PASSES, Load, add_load_arguments
+from bench.load_options import PASSES, Load, add_load_arguments
 from bench.load_run import LiveRun, run_load
 from bench.report import finish, print_table
 
@@ -40,7 +40,8 @@ _SHOWN = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `wisp-bench load`."""
     parser.add_argument("--devices", type=positive_int, default=32, metavar="N", help="[%(default)s]")
-    parser.add_argument("--server", metavar="HOST:PORT", help="one that runs already, with the same target [own]")
+    parser.add_argument("--server", type=host_and_port, metavar="HOST:PORT",
+        help="one that runs already, with the same target [own]")  # fmt: skip
     add_load_arguments(parser)
     parser.add_argument("--think", type=number(0.0, MOST_S), default=0.0, metavar="S",
         help="mean pause between a device's sessions [%(default)s]")  # fmt: skip

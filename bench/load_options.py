@@ -14,8 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.arguments import (
-    LEAST_KV_TOKENS,
+    MOST_RTT_MS,
+    MOST_S,
+    MOST_SPEED,
     check_range,
+    num_kv_tokens,
+    num_processes,
     number,
     positive_int,
     share,
@@ -41,8 +45,7 @@ from wisp_plugin.scheduler import POLICIES
 from wisp_plugin.speculation import RULES
 
 PASSES = "passes.jsonl"
-MOST_S = 86_400.0  # of any time in a run, in the GPU's time
-_MOST_DILATION, _MOST_SLO, _MOST_SPEED, _MOST_RTT_MS = 1e3, 1e3, 1e6, 6e4
+_MOST_DILATION, _MOST_SLO = 1e3, 1e3
 MOST_SEED = (1 << 23) - 1  # seeds of sessions are made from it and go over the wire in 64 bits
 
 
@@ -58,11 +61,11 @@ def add_load_arguments(parser: argparse.ArgumentParser) -> None:
     add("--mode", default="free", choices=[mode.value for mode in Mode], help="of the sessions [%(default)s]")
     add("--rule", default="auto", metavar="RULE", help=f"of drafting: none, {', '.join(RULES)} [%(default)s]")
     add("--message-tokens", type=positive_int, default=4, metavar="N", help="draft tokens in a message [%(default)s]")
-    add("--speed", type=number(0.0, _MOST_SPEED, above=True), nargs=2, default=(60.0, 120.0), metavar="X",
+    add("--speed", type=number(0.0, MOST_SPEED, above=True), nargs=2, default=(60.0, 120.0), metavar="X",
         help="lowest and highest, drafted tokens/s [60 120]")  # fmt: skip
-    add("--rtt", type=number(0.0, _MOST_RTT_MS), nargs=2, default=(20.0, 20.0), metavar="MS",
+    add("--rtt", type=number(0.0, MOST_RTT_MS), nargs=2, default=(20.0, 20.0), metavar="MS",
         help="lowest and highest of the links, ms [20 20]")  # fmt: skip
-    add("--jitter", type=number(0.0, _MOST_RTT_MS), default=0.0, metavar="MS", help="on each way, ms [%(default)s]")
+    add("--jitter", type=number(0.0, MOST_RTT_MS), default=0.0, metavar="MS", help="on each way, ms [%(default)s]")
     add("--slo", type=number(0.0, _MOST_SLO, above=True), default=1.0, metavar="X",
         help="factor on the tpot of all classes [%(default)s]")  # fmt: skip
     add("--timed", action=argparse.BooleanOptionalAction, default=False,
@@ -71,11 +74,11 @@ def add_load_arguments(parser: argparse.ArgumentParser) -> None:
     add("--duration", type=number(0.0, MOST_S, above=True), default=45.0, metavar="S",
         help="in the GPU's time [%(default)s]")  # fmt: skip
     add("--warm-up", type=number(0.0, MOST_S), default=25.0, metavar="S", help="of that, not counted [%(default)s]")
-    add("--kv-tokens", type=whole_number(LEAST_KV_TOKENS), default=131_072, metavar="N",
+    add("--kv-tokens", type=num_kv_tokens, default=131_072, metavar="N",
         help="KV memory of the GPU [%(default)s]")  # fmt: skip
     add("--dilation", type=number(0.0, _MOST_DILATION, above=True), default=1.0, metavar="K",
         help="everything takes K times as long [%(default)s]")  # fmt: skip
-    add("--processes", type=positive_int, default=1, metavar="N", help="of clients [%(default)s]")
+    add("--processes", type=num_processes, default=1, metavar="N", help="of clients [%(default)s]")
     add("--seed", type=whole_number(0, MOST_SEED), default=0, help="of devices and sessions [%(default)s]")
 
 
@@ -83,9 +86,12 @@ def trace_path(name: str) -> Path | None:
     """A file, or one of bench/traces; None for `none`. Raises ConfigError for a file that is not there."""
     if name == "none":
         return None
-    for path in (Path(name), FOLDER / name):
-        if path.is_file():
-            return path
+    try:
+        for path in (Path(name), FOLDER / name):
+            if path.is_file():
+                return path
+    except (OSError, ValueError) as error:  # of what no file can be called
+        raise ConfigError(f"--trace: {error}; the name of a file is needed") from None
     known = ", ".join(sorted(path.name for path in FOLDER.glob("*.npz")))
     raise ConfigError(f"--trace {name}: no such file; in bench/traces are {known}; or none")
 

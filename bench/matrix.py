@@ -35,6 +35,7 @@ from bench.arguments import (
     num_processes,
     num_seeds,
     positive_int,
+    report_folder,
     report_in,
 )
 from bench.cells import DRAFTS, FULL_AXES, MEDIUM, REDUCED_AXES, SHORT, Cell, Timing, cells
@@ -84,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--fresh", action="store_true", help="take no finished parts from the file, of whatever code")
     add("--finished", action="store_true", help="run nothing: only the cells that the file has whole")
     add("--jobs", type=num_processes, default=usable_cores(), metavar="N", help="processes [the cores]")
-    add("--report", type=Path, metavar="DIR", help="write PNG plots and one HTML page there")
+    add("--report", type=report_folder, metavar="DIR", help="write PNG plots and one HTML page there")
 
 
 def main(args: argparse.Namespace) -> int:

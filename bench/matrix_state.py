@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bench.cells import DRAFTS, MIX, Cell, Timing
+from bench.cells import DRAFTS, MIX, SPEEDS, Cell, Timing
 from bench.gpu_profile import DEFAULT, draft_step_on
 from bench.report import commit
 from bench.search import HOW, Best, tight_interference_ms
@@ -171,7 +171,7 @@ def load_parts(path: Path, keys: Mapping[str, str], warn: Callable[[str], None] 
                 part = _part_of(document, systems[document["key"]])
                 parts.pop((part.cell, part.system), None)  # `same_to` has to find the newest last
                 parts[part.cell, part.system] = part
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise ConfigError(
                 f"{path}, line {number}: no finished part ({reason}); remove the line, or take another file"
@@ -201,17 +201,25 @@ def _other_commits(path: Path, makers: Sequence[str]) -> str | None:
 
 
 def append_part(path: Path, key: str, part: Part) -> None:
-    """Add a line, on disk when this returns. A half line that a stopped run left is ended first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Add a line, on disk when this returns. A half line that a stopped run left is ended first.
+
+    Raises:
+        ConfigError: it cannot be written, say on a full disk.
+    """
     line = json.dumps({"key": key, **asdict(part)})
-    with path.open("a+b") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                _drop_half_line(file)
-        file.write(line.encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    _drop_half_line(file)
+            file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise ConfigError(f"{path}: a finished part cannot be written: {error.strerror}; all before it are there, and "
+                          "the same command goes on behind them") from None  # fmt: skip
 
 
 def _drop_half_line(file: Any) -> None:
@@ -233,6 +241,8 @@ def _part_of(document: Mapping[str, Any], system: str) -> Part:
         values = document[figure]
         if not isinstance(values, list) or not values or not all(_is_amount(value) for value in values):
             raise ValueError(f"{figure} is not a list of numbers from 0")
+    if len(document["capacity"]) != len(document["goodput"]):
+        raise ValueError("capacity and goodput are of different numbers of seeds")
     settings = (str(document["settings"][0]), str(document["settings"][1]))
     cell, made_by = _cell_of(document["cell"]), str(document["made_by"])
     noted = {name: document.get(name) for name in ("peak_devices", "wdt_share", "interference_ms")}  # not in old lines
@@ -244,7 +254,12 @@ def _part_of(document: Mapping[str, Any], system: str) -> Part:
 
 
 def _cell_of(cell: Mapping[str, Any]) -> Cell:
-    return Cell(cell["tpot_passes"], cell["speeds"], tuple(cell["rtt_ms"]), cell["draft"], cell["profile"])
+    tpot_passes, (low_ms, high_ms) = cell["tpot_passes"], cell["rtt_ms"]
+    if not all(map(_is_amount, (tpot_passes, low_ms, high_ms))):
+        raise ValueError("tpot_passes and the two rtt_ms of a cell are numbers from 0")
+    if cell["speeds"] not in SPEEDS or cell["draft"] not in DRAFTS:
+        raise ValueError(f"a cell has speeds of {', '.join(SPEEDS)}, and a draft of {', '.join(DRAFTS)}")
+    return Cell(tpot_passes, cell["speeds"], (low_ms, high_ms), cell["draft"], str(cell["profile"]))
 
 
 def _is_number(value: object) -> bool:

@@ -23,12 +23,15 @@ from dataclasses import dataclass
 
 from bench.arguments import (
     LEAST_KV_TOKENS,
+    MOST_RTT_MS,
+    MOST_S,
+    MOST_SPEED,
     OUTPUTS,
     PROMPTS,
-    not_negative_float,
     not_negative_int,
+    num_kv_tokens,
     num_processes,
-    positive_float,
+    number,
     whole_number,
 )
 from bench.cells import DRAFTS, Timing
@@ -53,19 +56,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--profile", default=DEFAULT, metavar="P", help=f"of bench/profiles, or a file [{DEFAULT}]")
     add("--devices", type=whole_number(1, MOST_DEVICES), required=True, metavar="D",
         help="devices that are to be served")  # fmt: skip
-    add("--tpot-ms", type=positive_float, required=True, metavar="T",
+    add("--tpot-ms", type=number(0.0, 1e3 * MOST_S, above=True), required=True, metavar="T",
         help="time per output token that sessions ask for")  # fmt: skip
-    add("--speed", type=positive_float, default=60.0, metavar="V", help="draft tokens per second of a device [60]")
-    add("--rtt-ms", type=not_negative_float, default=25.0, metavar="R", help="round trip [25]")
+    add("--speed", type=number(0.0, MOST_SPEED, above=True), default=60.0, metavar="V",
+        help="draft tokens per second of a device [60]")  # fmt: skip
+    add("--rtt-ms", type=number(0.0, MOST_RTT_MS), default=25.0, metavar="R", help="round trip [25]")
     add("--draft", choices=DRAFTS, default="int4", help="traces that say how good the draft is [int4]")
     add("--prompt", type=whole_number(*PROMPTS), default=250, metavar="N", help="median tokens of a prompt [250]")
     add("--output-tokens", type=whole_number(*OUTPUTS), default=200, metavar="N",
         help="median tokens of an answer [200]")  # fmt: skip
-    add("--think-s", type=not_negative_float, default=2.0, metavar="S",
+    add("--think-s", type=number(0.0, MOST_S), default=2.0, metavar="S",
         help="mean pause of a user between sessions [2]")  # fmt: skip
-    add("--kv-tokens", type=whole_number(LEAST_KV_TOKENS), metavar="N",
+    add("--kv-tokens", type=num_kv_tokens, metavar="N",
         help="tokens whose KV the server holds [49,552: a model of 32 G parameters in 80 GB]")  # fmt: skip
-    add("--seconds", type=positive_float, metavar="S",
+    add("--seconds", type=number(0.0, MOST_S, above=True), metavar="S",
         help=f"simulated, a third of them warm-up; more where they judge less than {LEAST_SESSIONS} sessions [36, "
         "longer for few devices]")  # fmt: skip
     add("--seed", type=not_negative_int, default=0)

@@ -59,6 +59,8 @@ def _filled(template: str, document: Document) -> str:
         low, high = document.get(f"{name}_ci") or (None, None)
         interval = None if low is None else f"{format_cell(low)} to {format_cell(high)}"
         notes = ", ".join(note for note in (interval, "missed" if is_missed else None) if note)
+        if not isinstance(document[name], int | float | None):
+            raise TypeError(f"{name} is {document[name]!r}, no number")
         return format_cell(document[name]) + (f" ({notes})" if notes else "")
 
     return _NAME.sub(lambda match: text(match.group(1)), template)
@@ -193,8 +195,8 @@ ROWS = (
             "{capacity_vs_sled_share} / {goodput_vs_sled_share}", "", _MATRIX_OPTIONS),
     Row("simulator: a minute of 1,000 devices, some forty of them served at a time as KV memory is full", "simulator",
         "{core_s_1000} s of one core", "<= 60 s"),
-    Row("simulated / live (`make compiled`) with 32 emulated devices: goodput; median, p95 ms between commits; attainment", "validate",
-        _validated(32), "10 % apart"),
+    Row("simulated / live (`make compiled`) with 32 emulated devices: goodput; median, p95 ms between commits; "
+        "attainment", "validate", _validated(32), "10 % apart"),
     Row("the same with 128 devices", "validate", _validated(128), "10 % apart"),
     Row("the same two: largest difference", "validate", "{max_error}", "<= 0.10"),
     Row("the same at full speed, 32 / 128 devices: largest difference; commits per second, ms between two passes and "

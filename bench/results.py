@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.cli import COMMANDS
-from bench.result_plots import draw
+from bench.result_plots import check_drawable, draw
 from bench.result_rows import ROWS, Document, Row
 from wisp_plugin.errors import ConfigError
 
@@ -25,6 +25,8 @@ FOLDER = Path(__file__).with_name("results")
 # that only what their command names is looked at. And options that change no figure.
 _EXACT = {"goodput", "capacity", "matrix", "validate", "simulator", "scheduler"}
 _MAY_DIFFER = {"jobs", "report", "state", "fresh", "finished"}
+# What a document that is not like those of its benchmark may raise where it is looked into.
+_STRANGE = (ArithmeticError, AttributeError, LookupError, RecursionError, StopIteration, TypeError, ValueError)
 BEGIN, END = "<!-- results: made by `wisp-bench results` -->", "<!-- end of results -->"
 
 
@@ -44,6 +46,11 @@ def main(args: argparse.Namespace) -> int:
     before = readme.read_text(encoding="utf-8")
     documents = read_documents()
     after = with_table(before, documents)
+    try:
+        check_drawable(documents)
+    except _STRANGE as error:
+        raise ConfigError(f"goodput.json or matrix.json in bench/results has nothing to draw "
+                          f"({type(error).__name__}: {error}); `make results` makes them anew") from None  # fmt: skip
     if not args.check:
         draw(documents, FOLDER)
         readme.write_text(after, encoding="utf-8")
@@ -65,7 +72,7 @@ def keep(name: str, printed: Path, folder: Path = FOLDER) -> None:
         line = printed.read_text(encoding="utf-8").splitlines()[-1]
         document = json.loads(line)
         _check_is_of(rows, document)
-    except (OSError, ValueError, IndexError, KeyError, TypeError) as error:
+    except (OSError, *_STRANGE) as error:
         raise ConfigError(f"--keep {name}: {printed} does not end with a document of `{rows[0].command}` "
                           f"({type(error).__name__}: {error}); what is kept stays as it is") from None  # fmt: skip
     new = folder / f"{name}.json.new"
@@ -82,6 +89,7 @@ def _check_is_of(rows: list[Row], document: Document) -> None:
         if others:
             raise ValueError(f"made with other options: {', '.join(others)}")
         row.text({row.benchmark: document})
+    check_drawable({rows[0].command_name: document})
 
 
 def differing(row: Row, document: Document) -> dict[str, tuple[Any, Any]]:
@@ -108,7 +116,7 @@ def read_documents(folder: Path = FOLDER) -> dict[str, Document]:
             raise ConfigError(f"{path.name} is missing in bench/results; `make results` makes it")
         try:
             documents[benchmark] = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (RecursionError, ValueError) as error:
             raise ConfigError(f"{path.name} in bench/results is no JSON document: {error}") from None
     return documents
 
@@ -125,4 +133,7 @@ def with_table(readme: str, documents: Mapping[str, Document]) -> str:
             lines.append(row.text(documents))
         except KeyError as error:
             raise ConfigError(f"{row.benchmark}.json in bench/results has no figure {error}") from None
+        except _STRANGE as error:
+            raise ConfigError(f"{row.benchmark}.json in bench/results is damaged, or of something else "
+                              f"({type(error).__name__}: {error}); `make results` makes it anew") from None  # fmt: skip
     return f"{head}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{tail}"

@@ -14,7 +14,7 @@ import argparse
 import time
 from typing import Any
 
-from bench.arguments import not_negative_int, positive_float, positive_int
+from bench.arguments import MOST_S, not_negative_int, number, positive_int
 from bench.cells import DRAFTS, MIX, Timing
 from bench.report import Progress, check_targets, finish, print_table
 from bench.simulator import simulate
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `wisp-bench simulator`."""
     add = parser.add_argument
     add("--devices", type=positive_int, nargs="+", default=[50, 250, _ASKED_DEVICES], metavar="N", help="[50 250 1000]")
-    add("--seconds", type=positive_float, default=_ASKED_SECONDS, metavar="S",
+    add("--seconds", type=number(0.0, MOST_S, above=True), default=_ASKED_SECONDS, metavar="S",
         help="simulated, a third of them warm-up [60]")  # fmt: skip
     add("--draft", choices=DRAFTS, default=MIX.draft, help=f"traces that say what is drafted [{MIX.draft}]")
     add("--seed", type=not_negative_int, default=0, help="[0]")

@@ -59,8 +59,9 @@ class TestNumbers:
             (arguments.positive_int, ["1", "12"], ["0", "-3", "1.5", "x", "", "nan"]),
             (arguments.not_negative_int, ["0", "7"], ["-1", "x"]),
             (arguments.whole_number(16, 2000), ["16", "2000"], ["15", "2001"]),
-            (arguments.positive_float, ["0.1", "3"], ["0", "-1", "nan", "inf", "x"]),
-            (arguments.not_negative_float, ["0", "2.5"], ["-0.1", "nan", "inf", "-inf", ""]),
+            (arguments.number(0.0, above=True), ["0.1", "3"], ["0", "-1", "nan", "inf", "x"]),
+            (arguments.number(0.0), ["0", "2.5"], ["-0.1", "nan", "inf", "-inf", ""]),
+            (arguments.num_kv_tokens, ["100000", "100000000"], ["1", "100000001", "1e6"]),
             (arguments.share, ["0", "0.5", "1"], ["-0.1", "1.1", "nan"]),
         ],
     )
@@ -69,6 +70,16 @@ class TestNumbers:
         for text in bad:
             with pytest.raises(argparse.ArgumentTypeError, match=r"is not a .*number"):
                 parse(text)
+
+    def test_addresses_and_folders(self) -> None:
+        good = ["localhost:1", "[::1]:8001", "h:65535"]
+        assert [arguments.host_and_port(text) for text in good] == good
+        for text in ("", "localhost", ":1", "h:", "h:0", "h:65536", "h:x", "h:\u00b2"):
+            with pytest.raises(argparse.ArgumentTypeError, match="is not HOST:PORT with a port from 1 to 65535"):
+                arguments.host_and_port(text)
+        assert arguments.report_folder("here") == Path("here")
+        with pytest.raises(argparse.ArgumentTypeError, match="not an empty name"):
+            arguments.report_folder("")
 
     def test_the_least_kv_holds_the_longest_session(self) -> None:
         workload = Workload()
@@ -89,7 +100,9 @@ class TestRefusals:
                 "--processes 0", "--speed 0 10", "--rtt -5 5", "--rtt nan 5", "--kv-tokens 10", "--slo 0", "--noise -1",
                 "--acceptance 2", "--message-tokens 0", "--duration 0",
                 "--jitter inf", "--dilation 1e4", "--duration 1e308", "--rtt 5 1e308", "--slo 1e9",
+                "--kv-tokens 99999999999999", "--processes 100000",
             )),
+            "load --server nowhere", "load --server 127.0.0.1:99999",
             "load --think -1", "load --stagger -1", "load --stagger 1e308", "load --noise 1.5", "validate --active 0",
             "profile --layers 0", "profile --kv-tokens 0",
             "profile --seed -1",
@@ -103,7 +116,8 @@ class TestRefusals:
                 "--seed -1", "--seconds 0", "--seconds -3", "--prompt 0", "--prompt -5", "--prompt 5000",
                 "--output-tokens 0", "--output-tokens 5000", "--think-s -1", "--kv-tokens -5", "--kv-tokens 0",
                 "--kv-tokens 10", "--rtt-ms nan", "--rtt-ms -1", "--tpot-ms inf", "--tpot-ms 0", "--speed 0",
-                "--jobs 0", "--devices 0",
+                "--jobs 0", "--devices 0", "--seconds 1e300", "--think-s 1e300", "--speed 1e300", "--tpot-ms 1e300",
+                "--rtt-ms 1e300", "--kv-tokens 99999999999999",
             )),
             "simulator --devices 0",
             "simulator --seconds inf",
@@ -126,6 +140,7 @@ class TestRefusals:
             ("--rtt 40 10", "lowest number first"),
             ("--warm-up 50 --duration 45", "below --duration"),
             ("--trace no-such.npz", "no-such"),
+            pytest.param(f"--trace {'n' * 300}", "the name of a file is needed", id="trace with a long name"),
             ("--profile no-such.json", "no-such"),
         ],
     )
@@ -141,11 +156,15 @@ class TestRefusals:
         monkeypatch.setenv("WISP_HOME", str(tmp_path))
         document = json.loads((FOLDER / "h100-qwen3-32b.json").read_text(encoding="utf-8"))
         costs = document["costs"]
+        for name, price_s in (("dear.json", 1e6), ("endless.json", 1e300)):
+            dear = {**document, "costs": {**costs, "memory": [price_s, *costs["memory"][1:]]}}
+            (tmp_path / name).write_text(json.dumps(dear), encoding="utf-8")
         costs |= {line: [1e-12 * price for price in costs[line]] for line in ("memory", "arithmetic")}
         (tmp_path / "quick.json").write_text(json.dumps(document), encoding="utf-8")
         (tmp_path / "deep.json").write_text("[" * 100_000, encoding="utf-8")
         refused = {"no-such": "not among those shipped", "~nobody-here/x": "home", "n" * 300: "name",
-                   "quick.json": "has passes of", "deep.json": "not JSON"}  # fmt: skip
+                   "quick.json": "has passes of", "dear.json": "has a price of 1e+06 s; allowed: up to",
+                   "deep.json": "not JSON", "endless.json": "costs.memory.0 is 1e+300 s; allowed: up to"}  # fmt: skip
         for name, said in refused.items():
             file = str(tmp_path / name) if name.endswith(".json") else name
             assert said in refusal([*words.split(), "--profile", file], capsys)

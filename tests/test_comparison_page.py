@@ -40,7 +40,11 @@ class TestState:
             line_of(goodput={}), line_of(system=None), line_of(cell={}), line_of(made_by=None), line_of(system="sled"),
             line_of(capacity=[]), line_of(capacity=["x"]), line_of(capacity=4.0), line_of(goodput=[-1.0]),
             line_of(goodput=[float("nan")]), line_of(settings=[]),
-            line_of(cell={"tpot_passes": 1.1, "speeds": [], "rtt_ms": [], "draft": "int8", "profile": "p"}),
+            *(line_of(cell={"tpot_passes": 1.1, "speeds": "fast", "rtt_ms": [5.0, 5.0], "draft": "int8", "profile": "p",
+                            **other})
+              for other in ({"speeds": []}, {"speeds": "turbo"}, {"rtt_ms": []}, {"rtt_ms": "ab"}, {"rtt_ms": [5.0]},
+                            {"draft": "int2"}, {"tpot_passes": "x"}, {"tpot_passes": -1.0})),
+            line_of(capacity=[10**400]), line_of(goodput=[1.0, 2.0]),
         ],
     )  # fmt: skip
     @pytest.mark.parametrize("following", ["", line_of() + "\n", '{"half": '])
@@ -68,6 +72,10 @@ class TestState:
         other = Part(CELL, "wisp", [1.0, 2.0], [3.0, 4.0], ("a", "b"))
         append_part(path, "k", other)
         assert load_parts(path, {"wisp": "k"}) == {**before, (CELL, "wisp"): other}
+
+    def test_a_part_that_cannot_be_written_is_told_in_one_line(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"^.*: a finished part cannot be written: [^\n]+$"):
+            append_part(tmp_path, "k", Part(CELL, "wisp", [1.0], [3.0], ("a", "b")))
 
     def test_lines_of_another_commit_are_told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         told: list[str] = []

@@ -144,6 +144,7 @@ def test_unknown_keys_are_refused(path: Path, document: dict[str, Any]) -> None:
     [
         (("costs", "memory"), [0.1] * 5),
         (("costs", "memory", 0), -0.1),
+        (("costs", "arithmetic", 4), 1e300),
         pytest.param(("costs", "memory", 0), 10**400, id="too large for a float"),
         (("costs", "norm"), 0.5),
         (("margin",), 0.0),

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,6 +87,39 @@ def test_a_damaged_document_is_told(tmp_path: Path) -> None:
     documents = read_documents() | {"goodput": {}}
     with pytest.raises(ConfigError, match=r"goodput\.json in bench/results has no figure"):
         with_table(f"{BEGIN}\n{END}\n", documents)
+
+
+@pytest.mark.parametrize(
+    ("name", "damaged"),
+    [
+        ("goodput", []), ("goodput", 5), ("goodput", {"missed": 5}), ("capacity", {"colocated_check": ["x"]}),
+        ("sensitivity", {"sensitivity": []}), ("goodput", {"capacity_vs_centralized": "x"}),
+    ],
+)  # fmt: skip
+def test_a_document_of_something_else_is_told_in_one_line(name: str, damaged: Any) -> None:
+    whole = read_documents()
+    documents = whole | {name: {**whole[name], **damaged} if isinstance(damaged, dict) else damaged}
+    says = rf"^{name}\.json in bench/results is damaged, .*; `make results` makes it anew$"
+    with pytest.raises(ConfigError, match=says):
+        with_table(f"{BEGIN}\n{END}\n", documents)
+
+
+@pytest.mark.parametrize(
+    ("name", "damaged"),
+    [
+        ("other_seeds", {"curve_columns": []}), ("other_seeds", {"curves": None}), ("other_seeds", {"config": []}),
+        ("other_seeds", {"capacity_vs_centralized": "x"}), ("other_seeds", {"curves": {"wisp": []}}),
+        ("matrix", {"results": []}),
+    ],
+)  # fmt: skip
+def test_what_the_readme_cannot_show_is_not_kept(name: str, damaged: dict[str, Any], tmp_path: Path) -> None:
+    printed = tmp_path / "printed"
+    printed.write_text(json.dumps(json.loads((FOLDER / f"{name}.json").read_text()) | damaged))
+    with pytest.raises(ConfigError, match="does not end with a document of"):
+        keep(name, printed, tmp_path)
+    printed.write_text("[" * 100_000)
+    with pytest.raises(ConfigError, match="RecursionError"):
+        keep(name, printed, tmp_path)
 
 
 def test_a_readme_without_marks_is_refused() -> None:

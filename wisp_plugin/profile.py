@@ -13,7 +13,7 @@ refused:
         versions      {str: str}   of the packages that decide about speed
     features      [str] the names of FEATURES, in the order of the prices
     costs
-        memory        [float] seconds per unit of each feature, from 0
+        memory        [float] seconds per unit of each feature, 0 to 1e9
         arithmetic    [float] likewise
         norm          float   1 to 32
     margin        float factor on the prediction that about 5 % of passes exceed
@@ -49,6 +49,7 @@ from wisp_plugin.errors import ConfigError
 from wisp_plugin.estimator import FEATURES, Costs, Estimator
 
 SCHEMA = 1
+MAX_PRICE_S = 1e9  # times of passes stay finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +181,8 @@ def _from_document(document: object) -> Profile:
     for name in ("memory", "arithmetic"):
         numbered = {str(i): price for i, price in enumerate(costs[name])}
         prices = _checked(numbered, f"costs.{name}.", **dict.fromkeys(numbered, float))
+        if high := [at for at, price in prices.items() if price > MAX_PRICE_S]:
+            raise ValueError(f"costs.{name}.{high[0]} is {prices[high[0]]:g} s; allowed: up to {MAX_PRICE_S:g}")
         lines[name] = tuple(prices.values())
     measured = _checked(top["measured"], "measured.", num_passes=int, num_repeats=int, repeat_noise=float,
                         fit_error=float, seconds=float, created=str, wisp=str)  # fmt: skip

@@ -14,6 +14,7 @@ namespace wisp {
 namespace {
 
 constexpr std::int64_t kMaxBytes = 1 << 20;
+constexpr double kMaxPriceSeconds = 1e9;  // times of batches stay finite
 
 enum class Kind { kInteger, kNumber, kText, kList, kObject };
 
@@ -79,9 +80,9 @@ Features prices(const picojson::array& values, const std::string& name) {
   for (std::size_t i = 0; valid && i < kNumFeatures; ++i) {
     valid = values[i].is<double>();
     if (valid) result[i] = values[i].get<double>();
-    valid = valid && result[i] >= 0.0 && std::isfinite(result[i]);
+    valid = valid && result[i] >= 0.0 && result[i] <= kMaxPriceSeconds;
   }
-  if (!valid) throw ConfigError("costs." + name + " must be 6 finite prices from 0");
+  if (!valid) throw ConfigError("costs." + name + " must be 6 prices, each 0 to 1e9 s");
   return result;
 }
 

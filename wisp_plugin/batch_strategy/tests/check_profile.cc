@@ -61,7 +61,7 @@ void check_malformed() {
       {"\"norm\":4.0", {"\"norm\":33", "costs.norm must be 1 to 32"}},
       {"\"norm\":4.0", {"\"norm\":\"4\"", "costs.norm must be a number"}},
       {"\"norm\":4.0", {"\"more\":4.0", "costs.norm is missing"}},
-      {"3e-4", {"-3e-4", "costs.arithmetic must be 6 finite prices from 0"}},
+      {"3e-4", {"-3e-4", "costs.arithmetic must be 6 prices, each 0 to 1e9 s"}},
       {"3e-4", {"1e999", "a number is out of range"}},
       {"3e-4", {"NaN", "not JSON"}},
       {"3e-4", {"null", "costs.arithmetic must be"}},
