@@ -104,6 +104,7 @@ class Load:
     profile: Profile
     trace: Path | None
     dilation: float
+    noise_seed: int  # of the server's passes
 
     @classmethod
     def of(cls, args: argparse.Namespace, num_devices: int) -> Load:
@@ -144,14 +145,14 @@ class Load:
         )  # fmt: skip
         start = Estimator(costs)  # as it starts in the simulation
         profile = dataclasses.replace(profile, costs=costs, margin=start.margin, noise=start.noise)
-        return cls(scenario, profile, trace, scale)
+        return cls(scenario, profile, trace, scale, args.seed)
 
     def settings(self, profile: Path) -> dict[str, Any]:
         """Of the server, with the profile kept in `profile`: what the simulation gives to its engine."""
         scenario, room = self.scenario, max(256, 2 * self.scenario.workload.num_devices)
         trace = self.trace.absolute() if self.trace else None
         return {
-            "target": Emulation(profile.absolute(), trace, scenario.noise_sigma).target,
+            "target": Emulation(profile.absolute(), trace, scenario.noise_sigma, self.noise_seed).target,
             "policy": scenario.policy,
             "kv_tokens": scenario.kv_tokens,
             "max_sessions": room,

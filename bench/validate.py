@@ -104,12 +104,13 @@ def compare(args: argparse.Namespace, num_devices: int) -> tuple[dict[str, float
 def live_figures(
     load: Load, num_processes: int, num_runs: int
 ) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
-    """Means over live runs, each on a server of its own: figures, and what the machine had to do. And how far the runs
-    are apart."""
+    """Means over live runs, each on a server of its own with its own draw of the noise: figures, and what the machine
+    had to do. And how far the runs are apart."""
     runs, machines = [], []
     for i in range(num_runs):
         label = f"{load.scenario.workload.num_devices} devices, live run {i + 1} of {num_runs}, seconds"
-        run, machine = run_on_own_server(load, num_processes, label)
+        draw = dataclasses.replace(load, noise_seed=load.noise_seed + _SEEDS_APART * i)
+        run, machine = run_on_own_server(draw, num_processes, label)
         runs.append(load_figures(run.result, run.log, load.dilation))
         machines.append(machine)
     return mean_figures(runs), mean_figures(machines), _spreads(runs)

@@ -55,10 +55,11 @@ class FakeClock:
 
 
 def make_verifier(
-    text: EmulatedText = RING, num_blocks: int = 64, noise_sigma: float = 0.0, clock: FakeClock | None = None
-) -> EmulatedVerifier:
-    clock = clock or FakeClock()
-    return EmulatedVerifier(text, PROFILE, BlockPool(num_blocks, 8), noise_sigma, clock=clock, sleep=clock.sleep)
+    text: EmulatedText = RING, num_blocks: int = 64, noise_sigma: float = 0.0, seed: int = 0,
+    clock: FakeClock | None = None,
+) -> EmulatedVerifier:  # fmt: skip
+    clock, pool = clock or FakeClock(), BlockPool(num_blocks, 8)
+    return EmulatedVerifier(text, PROFILE, pool, noise_sigma, seed, clock=clock, sleep=clock.sleep)
 
 
 def make_item(
@@ -184,6 +185,8 @@ class TestTime:
         first, second = make_verifier(noise_sigma=0.2), make_verifier(noise_sigma=0.2)
         times_s = np.array([first.pass_s(items) for _ in range(4000)])
         assert times_s[:10].tolist() == [second.pass_s(items) for _ in range(10)]
+        other = make_verifier(noise_sigma=0.2, seed=1)
+        assert not set(times_s) & {other.pass_s(items) for _ in range(10)}
         assert times_s.mean() == pytest.approx(make_verifier().pass_s(items), rel=0.02)
         assert np.log(times_s).std() == pytest.approx(0.2, rel=0.05)
 
@@ -242,6 +245,8 @@ class TestConfiguration:
             ("emulated:,t.npz", "names no profile"),
             ("emulated:p.json,noise=x", "noise of an emulated target is 'x'; allowed: 0 to 1"),
             ("emulated:p.json,noise=-1", "allowed: 0 to 1"),
+            ("emulated:p.json,seed=-1", "seed of an emulated target is '-1'; allowed: 0 to"),
+            pytest.param(f"emulated:p.json,seed={'9' * 5000}", "; allowed: 0 to", id="endless seed"),
             ("emulated:p.json,speed=2", "has 'speed=2'; the form is"),
             ("emulated:p.json,a.npz,b.npz", "has 'b.npz'; the form is"),
             ("emulated:p.json,", "has ''; the form is"),
@@ -257,7 +262,7 @@ class TestConfiguration:
         save_profile(PROFILE, tmp_path / "p.json")
         trace = make_trace(3)
         trace.save(tmp_path / "t.npz")
-        emulation = Emulation(tmp_path / "p.json", tmp_path / "t.npz", 0.1)
+        emulation = Emulation(tmp_path / "p.json", tmp_path / "t.npz", 0.1, 7)
         assert Emulation.parse(emulation.target) == emulation
         verifier = load_emulated(VerifierConfig(target=emulation.target, kv_tokens=4096))
         assert verifier.profile == PROFILE

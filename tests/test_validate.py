@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -66,12 +67,18 @@ def test_live_is_the_mean_over_runs_and_forgets_no_wrong_token(monkeypatch: pyte
         alone, _, spreads = validate.live_figures(load, 1, 1)
         gaps_ms.append(alone["commit_gap_ms"])
         assert set(spreads.values()) == {0.0}
-    in_turn = iter(servers)
-    monkeypatch.setattr(validate, "run_on_own_server", lambda *of_run: next(in_turn)(*of_run))
+    in_turn, targets = iter(servers), []
+
+    def run(one: Load, *further: Any) -> tuple[Any, dict[str, float]]:
+        targets.append(one.settings(Path("p.json"))["target"])
+        return next(in_turn)(one, *further)
+
+    monkeypatch.setattr(validate, "run_on_own_server", run)
     both, machine, spreads = validate.live_figures(load, 1, 2)
     assert both["commit_gap_ms"] == pytest.approx(sum(gaps_ms) / 2)
     assert spreads["spread_commit_gap_ms"] == pytest.approx((gaps_ms[1] - gaps_ms[0]) / both["commit_gap_ms"])
     assert machine["mismatches"] == 0.5
+    assert len(set(targets)) == 2  # each has a draw of the noise of its own
 
 
 @pytest.mark.parametrize(("slower", "mismatches"), [(1.5, 0.0), (1.0, 1.0)])

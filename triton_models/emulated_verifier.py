@@ -3,10 +3,10 @@
 For load tests and capacity planning: a real tritonserver with the real scheduler serves hundreds of devices as it
 would with that GPU. `wisp_verifier` runs it with
 
-    target = "emulated:PROFILE[,TRACE][,noise=SIGMA]"
+    target = "emulated:PROFILE[,TRACE][,noise=SIGMA][,seed=N]"
 
 PROFILE is a file of `wisp_plugin.profile`, TRACE one of `wisp-edge trace` (without: hashes), SIGMA the lognormal noise
-on the time of a pass, mean 1. Neither torch nor a model is loaded, so it starts at once.
+on the time of a pass, mean 1, drawn anew for every N. Neither torch nor a model is loaded, so it starts at once.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from wisp_plugin.messages import PassItem, PassOutcome
 from wisp_plugin.profile import Profile, load_profile
 
 PREFIX = "emulated:"
-FORM = f"{PREFIX}PROFILE.json[,TRACE.npz][,noise=SIGMA]"
-MAX_NOISE = 1.0
+FORM = f"{PREFIX}PROFILE.json[,TRACE.npz][,noise=SIGMA][,seed=N]"
+MAX_NOISE, MAX_SEED = 1.0, 2**63 - 1
 MAX_CONTEXT_TOKENS = 131_072
-_NOISE_SEED = 2
+_NOISE = 2  # of what a seed is for
 _FIRST_CHOOSING_S = 0.02
 _CHOOSING_MARGIN, _CHOOSING_MEMORY = 2.0, 0.9  # times what the newest pass took; of what was enough before
 
@@ -51,29 +51,34 @@ class Emulation:
     profile: Path
     trace: Path | None = None
     noise_sigma: float = 0.0
+    seed: int = 0  # of the noise
 
     @classmethod
     def parse(cls, target: str) -> Emulation:
         """Read FORM. Raises ConfigError in one line that says what is allowed."""
         profile, *rest = target.removeprefix(PREFIX).split(",")
-        trace, sigma = None, 0.0
+        trace, sigma, seed = None, 0.0, 0
         for part in rest:
             name, is_option, value = part.partition("=")
             if name == "noise" and is_option:
                 sigma = _sigma(value)
+            elif name == "seed" and is_option:
+                seed = _seed(value)
             elif part and trace is None and not is_option:
                 trace = Path(part).expanduser()
             else:
                 raise ConfigError(f"target {target!r} has {part!r}; the form is {FORM}")
         if not profile:
             raise ConfigError(f"target {target!r} names no profile; the form is {FORM}")
-        return cls(Path(profile).expanduser(), trace, sigma)
+        return cls(Path(profile).expanduser(), trace, sigma, seed)
 
     @property
     def target(self) -> str:
         """The value of `target` that says the same."""
-        parts = [str(self.profile), *([str(self.trace)] if self.trace else [])]
-        return PREFIX + ",".join([*parts, *([f"noise={self.noise_sigma:g}"] if self.noise_sigma else [])])
+        trace = [str(self.trace)] if self.trace else []
+        noise = [f"noise={self.noise_sigma:g}"] if self.noise_sigma else []
+        seed = [f"seed={self.seed}"] if self.seed else []
+        return PREFIX + ",".join([str(self.profile), *trace, *noise, *seed])
 
 
 class EmulatedVerifier:
@@ -88,6 +93,7 @@ class EmulatedVerifier:
         profile: Profile,
         pool: BlockPool,
         noise_sigma: float = 0.0,
+        noise_seed: int = 0,
         name: str = PREFIX,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
@@ -100,7 +106,7 @@ class EmulatedVerifier:
         self.target_dir, self.dtype_name = name, profile.fingerprint.dtype
         self._text = text
         self._costs, self._noise_sigma = Estimator(profile.costs), noise_sigma
-        self._random = np.random.default_rng(_NOISE_SEED)
+        self._random = np.random.default_rng((noise_seed, _NOISE))
         self._clock, self._sleep = clock, sleep
         self._choosing_s = _FIRST_CHOOSING_S  # before the end of a pass its tokens are chosen
 
@@ -165,7 +171,7 @@ def load_emulated(config: VerifierConfig) -> EmulatedVerifier:
         except (ModelError, ValueError) as error:
             raise ConfigError(f"target {config.target!r}: {error}") from None
     pool = BlockPool(config.kv_tokens // config.kv_block_tokens, config.kv_block_tokens)
-    return EmulatedVerifier(text, profile, pool, emulation.noise_sigma, config.target)
+    return EmulatedVerifier(text, profile, pool, emulation.noise_sigma, emulation.seed, config.target)
 
 
 def _sigma(text: str) -> float:
@@ -176,3 +182,9 @@ def _sigma(text: str) -> float:
     if not 0.0 <= sigma <= MAX_NOISE:
         raise ConfigError(f"noise of an emulated target is {text!r}; allowed: 0 to {MAX_NOISE:g}")
     return sigma
+
+
+def _seed(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > len(str(MAX_SEED)) or int(text) > MAX_SEED:
+        raise ConfigError(f"seed of an emulated target is {text!r}; allowed: 0 to {MAX_SEED}")
+    return int(text)

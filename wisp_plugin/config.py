@@ -30,8 +30,9 @@ _TRUE, _FALSE = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
 class VerifierConfig:
     """The target model and its memory."""
 
-    # Hugging Face id or folder; "default": the embedded model; "emulated:PROFILE.json[,TRACE.npz][,noise=SIGMA]": none,
-    # passes take as long as the profile says and tokens come from the trace (triton_models/emulated_verifier.py)
+    # Hugging Face id or folder; "default": the embedded model; "emulated:PROFILE.json[,TRACE.npz][,noise=SIGMA]
+    # [,seed=N]": none, passes take as long as the profile says and tokens come from the trace (triton_models/
+    # emulated_verifier.py)
     target: str = "default"
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     dtype: str = "auto"  # auto (fp32 on CPU, the checkpoint's on CUDA) | float32 | bfloat16 | float16
