@@ -73,7 +73,7 @@ def _write(
     series = {name: [(n, a) for _, n, a, _ in bests[0].runs] for name, bests in comparison.bests.items()
               if name in ("wisp", "centralized", "sled", "published", "colocated")}  # fmt: skip
     best_of = {name: _upper(points) for name, points in series.items()}
-    page.picture(plots.curves(folder / "attainment.png", best_of, "devices", "attainment", 0.95),
+    page.picture(plots.curves(folder / "capacity-attainment.png", best_of, "devices", "attainment", 0.95),
                  "Attainment of the best setting tried at each number of devices, first seed")  # fmt: skip
     if checked:
         page.heading("Co-located speculation, measured and analytic")

@@ -106,7 +106,8 @@ def summary_rows(comparison: Comparison) -> list[list[Any]]:
         rows.append([
             system, str(mean_interval(comparison.capacities(system))), first.capacity_setting,
             *(peak_shown if first.has_peak else [None] * 3),
-            shown.get("acceptance_rate"), shown.get("wdt_share"), tight_interference_ms(shown),
+            shown.get("acceptance_rate") or None, shown.get("wdt_share") or None,  # 0: nothing was drafted
+            tight_interference_ms(shown),
             shown.get("mean_pass_ms"), shown.get("busy_share"),
         ])  # fmt: skip
     return rows

@@ -57,8 +57,8 @@ def lists(args: argparse.Namespace) -> Sequence[Kind]:
     return FEW if args.few or args.quick else FULL
 
 
-def assumptions(cell: Cell, timing: Timing, seeds: Sequence[int]) -> list[str]:
-    """What a reader has to know about a comparison."""
+def assumptions(cell: Cell, timing: Timing, seeds: Sequence[int], has_finals: bool = True) -> list[str]:
+    """What a reader has to know about a comparison. `has_finals`: the best settings of the sweep ran on every seed."""
     profile = find_profile(cell.profile)
     how = profile.fingerprint.model_hash if is_derived(profile) else f"measured on {profile.fingerprint.device}"
     forms = {norm: suffix for suffix, norm in NORMS.items()}
@@ -78,16 +78,24 @@ def assumptions(cell: Cell, timing: Timing, seeds: Sequence[int]) -> list[str]:
         f"Sessions: prompts of median 250, outputs of 200 tokens, lognormal; users pause {timing.think_s:g} s on "
         "average; without admission control.",
         f"Runs of {timing.duration_s:g} simulated seconds, {timing.warm_up_s:g} of them warm-up{longer}; "
-        f"capacities to {timing.closer().resolution:.0%}; {len(seeds)} seeds. "
-        "Settings of each system are swept on the first seed; those that come close to the best run on all, and the "
-        "best by the mean counts. Of wisp these are whether a draft model on the server helps. "
+        f"{_search(timing, seeds, has_finals)} Of wisp these are whether a draft model on the server helps. "
         "Constants of its policy were chosen looking at seeds 0 to 8.",
         "Simulated: the real scheduler, engine, controller and sessions; only link, draft step and pass are modelled.",
     ]
 
 
+def _search(timing: Timing, seeds: Sequence[int], has_finals: bool) -> str:
+    """How closely and on which seeds settings were looked for."""
+    resolution = (timing.closer() if has_finals else timing).resolution
+    swept = f"Settings of each system are swept on {'the first' if len(seeds) > 1 else 'it'}"
+    counts = "those that come close to the best run on all, and the best by the mean counts" if has_finals else (
+        "the best one there counts")  # fmt: skip
+    return f"capacities to {resolution:.0%}; {len(seeds)} seed{'s' * (len(seeds) > 1)}. {swept}; {counts}."
+
+
 def goodput_ceiling(cell: Cell, timing: Timing) -> float | None:
-    """Output tokens per second that no system can exceed on this profile, with these lengths of prompts and outputs.
+    """Output tokens per second that no system can exceed on this profile, with these lengths of prompts and outputs, if
+    it serves long prompts as it does short ones.
 
     Every prompt and output token is computed once, at the marginal arithmetic price and nothing else: perfect drafts,
     passes without end, no SLO. Prompts count: they are more than half of all tokens. None: there is no such price.

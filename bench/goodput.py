@@ -4,7 +4,8 @@ goodput_SYSTEM                tokens per second of sessions that met their SLO, 
 goodput_vs_SYSTEM, _ci        peak of WISP / that of the system, geometric mean over the seeds, 95 % interval
 goodput_vs_best_other         ratio of the means against the best of the baselines (`goodput_best_other`)
 goodput_vs_SYSTEM_published   the ratio in the paper; `_reaches_published`: whether ours does, baselines tuned
-goodput_ceiling               what no system can exceed here: every prompt and output token computed once, nothing else
+goodput_ceiling               what no system that serves all prompts alike can exceed here: every prompt and output
+                              token computed once, nothing else
 sensitivity                   the ratios with other traces and other forms of the cost (`--sensitivity`)
 curves                        per system: first seed, setting of its peak, columns as `curve_columns` says
 

@@ -27,11 +27,11 @@ class Interval:
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
-    """Of the mean of independent values. Raises ValueError without any."""
+    """Of the mean of independent values, none of which is below 0: nor is an end. Raises ValueError without any."""
     if not values:
         raise ValueError("an interval needs values")
     mean, half = float(np.mean(values)), _half_width(values)
-    return Interval(mean, None, None) if half is None else Interval(mean, mean - half, mean + half)
+    return Interval(mean, None, None) if half is None else Interval(mean, max(0.0, mean - half), mean + half)
 
 
 def ratio_interval(values: Sequence[float], others: Sequence[float]) -> Interval | None:

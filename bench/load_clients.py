@@ -167,7 +167,7 @@ class LiveWorld:
         """
         for index in self._devices:
             self._schedule_next(index)
-        shown_s = 0
+        shown_s, is_whole = 0, False
         try:
             while not self._is_over():
                 await asyncio.sleep(_LOOK_S)
@@ -177,9 +177,10 @@ class LiveWorld:
                 if progress is not None and now_s > shown_s:
                     progress.step(now_s - shown_s)
                     shown_s = now_s
+            is_whole = True
         finally:
             self.events.stop()
-            await self._leave()
+            await self._leave(is_whole)
 
     def _is_over(self) -> bool:
         goes_on = self._arrivals.num_sources and self.events.now_s < self.scenario.duration_s
@@ -196,8 +197,9 @@ class LiveWorld:
                 if not session.has_ended:
                     raise TransportError("the server has ended a device's stream in the middle of its session")
 
-    async def _leave(self) -> None:
-        """Close what still runs, and the connections."""
+    async def _leave(self, tells: bool) -> None:
+        """Close what still runs, and the connections. `tells`: of sessions that fail in it; where the run has failed
+        its own error says why."""
         left = list(self._sessions.values())
         for session in left:
             session.send(Close(session.wire_id))
@@ -207,7 +209,7 @@ class LiveWorld:
             for task in pending:
                 task.cancel()
             for ended in await asyncio.gather(*(session.task for session in left), return_exceptions=True):
-                if isinstance(ended, Exception):  # a cancelled one is none
+                if tells and isinstance(ended, Exception):  # a cancelled one is none
                     log.warning("a session that was closed at the end of the run failed: %s", ended)
         for channel in self._channels:
             await channel.close()

@@ -167,7 +167,7 @@ def _write(
     page = Page("WISP against the best other system, cell by cell")
     page.text(DEFINITIONS, is_note=True)
     page.heading("What was assumed")
-    page.points([*assumptions(results[0].cell, timing, seeds), *_about(results)])
+    page.points([*assumptions(results[0].cell, timing, seeds, has_finals=False), *_about(results)])
     for figure in ("goodput", "capacity"):
         page.heading(f"{figure.capitalize()}: WISP / best other")
         picture = matrix_plots.heat_map(folder / f"matrix-{figure}.png", results, figure)

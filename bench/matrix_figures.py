@@ -99,6 +99,8 @@ def _against_systems(results: Sequence[CellResult], figure: str) -> dict[str, An
             known = [ratio for r in results if (ratio := against(r, figure, system)) is not None]
             figures[f"{figure}_vs_{name}_gm"] = geometric_mean(known)
             figures[f"{figure}_vs_{name}_gm_cells"] = len(known)
+            # A cell in which the other has next to nothing weighs heavily in a mean; not in the middle.
+            figures[f"{figure}_vs_{name}_gm_median"] = statistics.median(known) if known else None
     for speeds in dict.fromkeys(r.cell.speeds for r in results):
         found = [against(r, figure, "published") for r in results if r.cell.speeds == speeds]
         name = f"{figure}_vs_published_gm_{speeds}_devices"

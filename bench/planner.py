@@ -68,7 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--think-s", type=number(0.0, MOST_S), default=2.0, metavar="S",
         help="mean pause of a user between sessions [2]")  # fmt: skip
     add("--kv-tokens", type=num_kv_tokens, metavar="N",
-        help="tokens whose KV the server holds [49,552: a model of 32 G parameters in 80 GB]")  # fmt: skip
+        help="tokens whose KV the server holds; a draft model beside the target takes the share of them that one of "
+        "0.6 G parameters takes beside [49,552: a model of 32 G parameters in 80 GB]")  # fmt: skip
     add("--seconds", type=number(0.0, MOST_S, above=True), metavar="S",
         help=f"simulated, a third of them warm-up; more where they judge less than {LEAST_SESSIONS} sessions [36, "
         "longer for few devices]")  # fmt: skip

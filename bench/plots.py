@@ -42,16 +42,15 @@ def curves(path: Path, series: Mapping[str, Points], x_label: str, y_label: str,
 def bars(
     path: Path, values: Mapping[str, float], errors: Mapping[str, tuple[float, float]], y_label: str
 ) -> Path:
-    """A bar per system; `errors`: how far the interval reaches below and above. None reaches below 0."""
+    """A bar per system; `errors`: how far the interval reaches below and above."""
     figure, axes = plt.subplots(figsize=_SIZE)
-    names = list(values)
-    colors = [_STYLES.get(name, ("#b2babb", ""))[0] for name in names]
-    spans = [[errors.get(name, (0.0, 0.0))[side] for name in names] for side in (0, 1)]
-    spans[0] = [min(span, values[name]) for span, name in zip(spans[0], names, strict=True)]
-    bars_ = axes.bar(names, [values[name] for name in names], yerr=spans, color=colors, capsize=3)
-    axes.bar_label(bars_, fmt="%.3g", fontsize=8)
+    colors = [_STYLES.get(name, ("#b2babb", ""))[0] for name in values]
+    spans = [[errors.get(name, (0.0, 0.0))[side] for name in values] for side in (0, 1)]
+    # The value below its bar: at the end of the interval it would be read as that height.
+    axes.bar([f"{name}\n{value:.3g}" for name, value in values.items()], list(values.values()), yerr=spans,
+             color=colors, capsize=3)  # fmt: skip
     axes.set_ylabel(y_label)
-    axes.tick_params(axis="x", rotation=30)
+    axes.tick_params(axis="x", rotation=30, labelsize=8)
     axes.grid(axis="y", alpha=0.3)
     return _save(figure, path)
 

@@ -9,7 +9,8 @@
     wisp           `free`, `price`, `wisp`: ours, one set of constants everywhere; only devices draft, or a draft model
                    beside the target as well, for who has nothing ready (`server_drafts`, which takes KV memory)
     wisp-edge-only ours without that draft model
-    wisp-no-*      ours with it, without drafts of devices, without its controller, its scheduler, its holding
+    wisp-no-*      ours without drafts of devices, without its controller, its scheduler, its holding; with the same
+                   choice of a draft model on the server
 
 A setting is a `Setting`; `Kind` lists those of a system that a search begins with, the usual one first. From the best
 of them it goes on to the next chunk sizes and draft lengths (`neighbours`), until none is better: no baseline is held
@@ -202,12 +203,19 @@ _EDGE_ONLY = Setting("wisp", "wisp", PRICE, WHOLE)
 _OURS, _OURS_LITTLE_KV = [replace(_EDGE_ONLY, server_drafts=3, draft_kv_share=share) for share in DRAFT_KV_SHARES]
 WISP = Kind("wisp", [_EDGE_ONLY, _OURS, replace(_OURS, server_drafts=2), _OURS_LITTLE_KV])
 SLO_CENTRAL = Kind("slo-central", [Setting("slo-central", "wisp", NO_DRAFTS, WHOLE)])
+
+
+def _without(name: str, *changes: dict[str, Any], settings: Sequence[Setting] = WISP.settings) -> Kind:
+    """WISP with its own choice of a draft model on the server, and otherwise each of `changes`."""
+    return Kind(name, [replace(setting, system=name, **change) for change in changes for setting in settings])
+
+
 ABLATIONS = (
-    Kind("wisp-edge-only", [replace(_EDGE_ONLY, system="wisp-edge-only")]),
-    Kind("wisp-no-devices", [replace(_OURS, system="wisp-no-devices", rule=NO_DRAFTS)]),
-    Kind("wisp-no-controller", [replace(_OURS, system="wisp-no-controller", rule=rule) for rule in (SIX, THREE)]),
-    Kind("wisp-no-scheduler", [replace(_OURS, system="wisp-no-scheduler", policy="edf", chunk=c) for c in (96, 192)]),
-    Kind("wisp-no-holding", [replace(_OURS, system="wisp-no-holding", parameters=WispParameters(holds=False))]),
+    _without("wisp-edge-only", {}, settings=[_EDGE_ONLY]),
+    _without("wisp-no-devices", {"rule": NO_DRAFTS}, settings=WISP.settings[1:]),
+    _without("wisp-no-controller", {"rule": SIX}, {"rule": THREE}),
+    _without("wisp-no-scheduler", *({"policy": "edf", "chunk": chunk} for chunk in (96, 192))),
+    _without("wisp-no-holding", {"parameters": WispParameters(holds=False)}),
 )
 # What the full sweeps begin with; `FEW` are those that were best in the default mix.
 FULL: tuple[Kind, ...] = (

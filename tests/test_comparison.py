@@ -84,6 +84,7 @@ class TestIntervals:
         assert interval.mean == 12.0
         assert interval.low == pytest.approx(12.0 - 4.303 * 2.0 / math.sqrt(3), abs=0.01)
         assert mean_interval([3.0]).low is None
+        assert mean_interval([0.0, 60.0]).low == 0.0  # no figure is below that
 
     def test_of_a_ratio(self) -> None:
         interval = ratio_interval([2.0, 4.4], [1.0, 2.0])

@@ -47,6 +47,7 @@ class TestMatrix:
         assert figures["capacity_vs_sled_share"] == 1.0
         assert figures["capacity_vs_sled_median"] is None  # SLED holds nobody
         assert figures["goodput_vs_published_gm"] == pytest.approx(math.sqrt(440 / 90 * 209 / 90))
+        assert figures["goodput_vs_published_gm_median"] == pytest.approx((440 / 90 + 209 / 90) / 2)
         assert figures["goodput_vs_published_gm_slow_devices"] == pytest.approx(209 / 90)
         assert against(good, "capacity", "sled") is None
         assert against_best(good, "goodput").value == pytest.approx(2.0)
