@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from wisp_plugin.estimator import EMPTY_PASS, FEATURES, Costs, Estimator, Floats, item_features
-from wisp_plugin.messages import PassItem
+from wisp_plugin.estimator import EMPTY_PASS, FEATURES, Costs, Estimator, item_features
 
 
 def line(**prices_s: float) -> tuple[float, ...]:
@@ -27,12 +24,6 @@ A100_32G = Costs(
     arithmetic=line(passes=0.004, new_tokens=0.0003),
     norm=4.0,
 )
-
-
-def member_features(items: Sequence[PassItem]) -> Floats:
-    """Features of each member of a pass, `[len(items), F]`."""
-    columns = [(item.num_cached, item.num_new_tokens, item.num_choices) for item in items]
-    return item_features(*np.array(columns, np.float64).reshape(-1, 3).T)
 
 
 def unloaded_pass_s(costs: Costs) -> float:

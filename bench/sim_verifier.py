@@ -10,7 +10,6 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from bench.gpu_cost import member_features
 from bench.sim_client import SimulatedClient
 from bench.sim_result import ServerRecord
 from bench.virtual_time import EventQueue
@@ -19,6 +18,7 @@ from wisp_plugin.estimator import EMPTY_PASS, Costs, Estimator
 from wisp_plugin.kv_blocks import BlockPool
 from wisp_plugin.kv_pass import reserve
 from wisp_plugin.messages import PassItem, PassOutcome, Tokens
+from wisp_plugin.pass_features import member_features
 from wisp_plugin.server_session import ServerSession
 
 _KV_BLOCK_TOKENS = 32

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.gpu_cost import A100_32G, member_features
+from bench.gpu_cost import A100_32G
 from bench.sim_client import SessionTokens
 from bench.workload import SessionSpec
 from tests.factories import make_config
@@ -26,6 +26,7 @@ from wisp_plugin.errors import CapacityError, ConfigError
 from wisp_plugin.estimator import EMPTY_PASS, Estimator
 from wisp_plugin.kv_blocks import BlockPool
 from wisp_plugin.messages import Commit, Draft, Open, PassItem, Sampling, Slo, Status
+from wisp_plugin.pass_features import member_features
 from wisp_plugin.profile import Fingerprint, Measurement, Profile, save_profile
 from wisp_plugin.scheduler import make_scheduler
 

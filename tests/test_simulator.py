@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.gpu_cost import A100_32G, line, member_features, unloaded_pass_s
+from bench.gpu_cost import A100_32G, line, unloaded_pass_s
 from bench.scenario import Scenario
 from bench.sim_client import SessionTokens, SimulatedClient
 from bench.sim_result import ServerRecord, SessionRecord, SimResult, SimulationError
@@ -21,6 +21,7 @@ from bench.workload import CLASSES, SloClass, Workload
 from tests.factories import make_session
 from wisp_plugin.estimator import Costs
 from wisp_plugin.messages import Mode, Slo
+from wisp_plugin.pass_features import member_features
 from wisp_plugin.policies import NOBODY, Choice
 from wisp_plugin.roster import Candidates
 

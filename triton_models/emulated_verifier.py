@@ -24,10 +24,11 @@ from wisp_plugin.config import VerifierConfig
 from wisp_plugin.coupling import count_accepted
 from wisp_plugin.draft_trace import DraftTrace
 from wisp_plugin.errors import ConfigError, ModelError
-from wisp_plugin.estimator import EMPTY_PASS, Estimator, item_features
+from wisp_plugin.estimator import EMPTY_PASS, Estimator
 from wisp_plugin.kv_blocks import BlockPool
 from wisp_plugin.kv_pass import reserve
 from wisp_plugin.messages import PassItem, PassOutcome
+from wisp_plugin.pass_features import member_features
 from wisp_plugin.profile import Profile, load_profile
 
 PREFIX = "emulated:"
@@ -138,9 +139,7 @@ class EmulatedVerifier:
 
     def pass_s(self, items: Sequence[PassItem]) -> float:
         """Seconds that this pass takes, noise included."""
-        columns = [(item.num_cached, item.num_new_tokens, item.num_choices) for item in items]
-        features = item_features(*np.array(columns, np.float64).reshape(-1, 3).T).sum(axis=0)
-        seconds = float(self._costs.predict(EMPTY_PASS + features))
+        seconds = float(self._costs.predict(EMPTY_PASS + member_features(items).sum(axis=0)))
         sigma = self._noise_sigma
         return seconds * (math.exp(sigma * self._random.standard_normal() - sigma**2 / 2) if sigma else 1.0)
 

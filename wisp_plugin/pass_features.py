@@ -34,6 +34,12 @@ def predict_pass(estimator: Estimator, c: Candidates, choice: Choice, drafting_s
     return predicted_s, per_s * float(one_more @ estimator.gradient(features))
 
 
+def member_features(items: Sequence[PassItem]) -> Floats:
+    """Features of each member of a pass, `[len(items), F]`."""
+    columns = [(item.num_cached, item.num_new_tokens, item.num_choices) for item in items]
+    return item_features(*np.array(columns, np.float64).reshape(-1, 3).T)
+
+
 def pass_features(items: Sequence[PassItem], outcomes: Sequence[PassOutcome]) -> Floats:
     """Features of a pass that has run, `[F]`: the server may have drafted less than was planned."""
     columns = []
