@@ -54,9 +54,9 @@ from bench.matrix_figures import (
     table_rows,
     waste_rows,
 )
+from bench.matrix_parts import CellResult
 from bench.matrix_recheck import Recheck
 from bench.matrix_run import MatrixRuns
-from bench.matrix_state import CellResult
 from bench.report import commit, finish, print_table
 from bench.systems import BASELINES, FEW, FULL
 from edge_runtime.cores import usable_cores

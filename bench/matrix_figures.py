@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.comparison import PUBLISHED
-from bench.matrix_state import CellResult
+from bench.matrix_parts import CellResult
 from bench.systems import BASELINES
 
 NO_REGRET = 0.97

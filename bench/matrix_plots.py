@@ -8,7 +8,7 @@ from pathlib import Path
 from bench import plots
 from bench.cells import DRAFTS, SPEEDS
 from bench.matrix_figures import against_best
-from bench.matrix_state import CellResult
+from bench.matrix_parts import CellResult
 
 
 def heat_map(path: Path, results: Sequence[CellResult], figure: str) -> Path:

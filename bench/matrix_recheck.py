@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 
 from bench.cells import Cell
 from bench.lab import Lab
+from bench.matrix_parts import CellResult, Part, Parts, key_of, same_to, whole_results
 from bench.matrix_run import MatrixRuns
-from bench.matrix_state import CellResult, Part, Parts, append_part, key_of, load_parts, same_to, whole_results
+from bench.matrix_state import append_part, load_parts
 from bench.more_seeds import on_seeds
 from bench.report import Progress
 from bench.search import Best

@@ -10,7 +10,8 @@ from bench.cells import Cell, Timing, corners_first
 from bench.gpu_profile import DEFAULT
 from bench.lab import Lab
 from bench.matrix_figures import against_best
-from bench.matrix_state import CellResult, Part, Parts, append_part, key_of, load_parts, same_to, seen_by, whole_results
+from bench.matrix_parts import CellResult, Part, Parts, key_of, same_to, seen_by, whole_results
+from bench.matrix_state import append_part, load_parts
 from bench.more_seeds import on_seed
 from bench.report import Progress, format_cell
 from bench.search import Question, find_best

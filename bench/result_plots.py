@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.matrix_state import CellResult, result_of
+from bench.matrix_parts import CellResult
+from bench.matrix_state import result_of
 
 Documents = Mapping[str, Mapping[str, Any]]
 

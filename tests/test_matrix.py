@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from bench import matrix_state
+from bench import matrix_parts
 from bench.cells import FULL_AXES, REDUCED_AXES, Cell, Timing, cells
 from bench.matrix_figures import WASTE_COLUMNS, against, against_best, matrix_figures, waste_figures, waste_rows
-from bench.matrix_state import CellResult, Part, append_part, key_of, load_parts, same_to
+from bench.matrix_parts import CellResult, Part, key_of, same_to
+from bench.matrix_state import append_part, load_parts
 from bench.search import measure_in
 from bench.systems import FEW, WISP, Kind
 from tests.comparison_fakes import best_of
@@ -89,7 +90,7 @@ class TestMatrix:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         before = {kind.name: key_of(Timing(), [0], kind) for kind in (*FEW, WISP)}
-        monkeypatch.setattr(matrix_state, "WispParameters", lambda: WispParameters(max_hold_s=2.0))
+        monkeypatch.setattr(matrix_parts, "WispParameters", lambda: WispParameters(max_hold_s=2.0))
         changed = {kind.name for kind in (*FEW, WISP) if key_of(Timing(), [0], kind) != before[kind.name]}
         assert changed == {"wisp", "published", "slo-central"}
 

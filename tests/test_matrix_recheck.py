@@ -12,9 +12,9 @@ from bench import cli, matrix, search
 from bench.cells import Cell, Timing
 from bench.comparison import chosen_kinds
 from bench.matrix_figures import before_and_after, is_lost
+from bench.matrix_parts import Part
 from bench.matrix_recheck import Recheck
 from bench.matrix_run import MatrixRuns
-from bench.matrix_state import Part
 from bench.search import Figures, Measure
 from bench.systems import BASELINES, FEW, Setting
 from tests.comparison_fakes import document_of
