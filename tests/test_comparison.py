@@ -108,10 +108,13 @@ class TestFigures:
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands with runs of five seconds and few systems."""
+    """Commands with runs of five seconds, few systems, and few settings of each."""
+    few = [replace(kind, settings=kind.settings[:2], is_open=False) for kind in FEW]
+    kinds = [few[0], few[4], replace(WISP, settings=WISP.settings[:2])]
     for module in (capacity, goodput):
         monkeypatch.setattr(module, "asked", lambda args: (
-            replace(MIX, draft="int4"), [FEW[0], FEW[4], WISP], Timing(5.0, 0.5, 0.2), [0, 1]))  # fmt: skip
+            replace(MIX, draft="int4"), kinds, Timing(5.0, 0.5, 0.2, suits=False), [0, 1]))  # fmt: skip
+    monkeypatch.setattr(goodput, "lists", lambda args: few)
     monkeypatch.setattr(goodput, "GRID", (2, 3))
     monkeypatch.setattr("bench.search.MOST_DEVICES", 4)
 

@@ -86,7 +86,7 @@ def test_a_difference_or_a_wrong_token_is_told_by_the_exit_code(
     slower: float, mismatches: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     on_a_server(monkeypatch, slower, mismatches)
-    assert validate.main(options("--devices", "3")) == 1
+    assert validate.main(options("--devices", "3", "--simulations", "1", "--runs", "1")) == 1
     document = document_of(capsys.readouterr().out)
     assert bool(document["missed"]) == (slower > 1.0)
 
