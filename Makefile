@@ -105,7 +105,7 @@ ablations_ARGS := --few --seeds 3 --together 2 --systems slo-central wisp-no-con
 capacity_ARGS := --few --seeds 1 --together 2 --systems centralized colocated
 sensitivity_COMMAND := goodput
 sensitivity_ARGS := --few --seeds 1 --sensitivity --systems centralized sled
-results: setup ## the benchmarks behind the README's table of parts (five hours on two cores); writes the table
+results: setup compiled ## the benchmarks behind the README's table of parts, compiled (five hours on two cores); writes it
 	@rm -f $(VENV)/not_kept; $(foreach name,$(RESULTS),printf '\n== wisp-bench $(name)\n' >&2; \
 	  $(BIN)/wisp-bench $(or $($(name)_COMMAND),$(name)) $($(name)_ARGS) > $(VENV)/result || echo "wisp-bench $(name): exit code $$?" >&2; \
 	  cat $(VENV)/result; $(BIN)/wisp-bench results --keep $(name) $(VENV)/result || touch $(VENV)/not_kept;)

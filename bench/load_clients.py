@@ -167,16 +167,14 @@ class LiveWorld:
         """
         for index in self._devices:
             self._schedule_next(index)
-        shown_s, is_whole = 0, False
+        is_whole = False
         try:
             while not self._is_over():
                 await asyncio.sleep(_LOOK_S)
                 self.events.catch_up()  # a late process has what was due before the end still to do
                 self._check()
-                now_s = max(0, round(min(self.events.now_s, self.scenario.duration_s)))
-                if progress is not None and now_s > shown_s:
-                    progress.step(now_s - shown_s)
-                    shown_s = now_s
+                if progress is not None:
+                    progress.reach(round(min(self.events.now_s, self.scenario.duration_s)))
             is_whole = True
         finally:
             self.events.stop()

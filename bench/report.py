@@ -142,9 +142,9 @@ def hardware() -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Versions of Python and of the installed packages that decide about speed and results, without importing them; and
     in which form our own runs (see `make compiled`)."""
-    engine = importlib.util.find_spec("wisp_plugin.engine")
-    is_source = engine is not None and (engine.origin or "").endswith(".py")
-    found = {"python": platform.python_version(), "wisp_plugin": "interpreted" if is_source else "compiled"}
+    engine = getattr(importlib.util.find_spec("wisp_plugin.engine"), "origin", None) or ""
+    form = "interpreted" if engine.endswith(".py") else "compiled"
+    found = {"python": platform.python_version(), "wisp_plugin": form}
     for package in _PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
@@ -193,6 +193,10 @@ class Progress:
         if now_s - self._shown_s >= (0.1 if self._tty else 5.0):
             self._shown_s = now_s
             self._write(note)
+
+    def reach(self, num_done: int) -> None:
+        """So many steps are done in all."""
+        self.step(num_done - self._done)
 
     def close(self) -> None:
         """Show the final state and end the line."""

@@ -119,6 +119,17 @@ def test_progress_on_a_terminal_rewrites_one_line() -> None:
     assert text == "\rpasses: 1/2, 1 s, working\rpasses: 2/2, 2 s, working\rpasses: 2/2, 2 s         \n"
 
 
+def test_progress_may_be_told_how_far_it_is_in_all() -> None:
+    now_s, stream = [0.0], io.StringIO()
+    with report.Progress(9, "seconds", stream, clock=lambda: now_s[0]) as progress:
+        for num_done in (2, 2, 7):
+            now_s[0] += 5.0
+            progress.reach(num_done)
+    assert [line.split(",")[0] for line in stream.getvalue().splitlines()] == [
+        "seconds: 2/9", "seconds: 2/9", "seconds: 7/9", "seconds: 7/9",
+    ]  # fmt: skip
+
+
 def test_alternate_takes_turns() -> None:
     calls: list[str] = []
 

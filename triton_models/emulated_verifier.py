@@ -35,7 +35,7 @@ PREFIX = "emulated:"
 FORM = f"{PREFIX}PROFILE.json[,TRACE.npz][,noise=SIGMA][,seed=N]"
 MAX_NOISE, MAX_SEED = 1.0, 2**63 - 1
 MAX_CONTEXT_TOKENS = 131_072
-_NOISE = 2  # of what a seed is for
+_NOISE = 2  # tells its random numbers from others of the same seed
 _FIRST_CHOOSING_S = 0.02
 _CHOOSING_MARGIN, _CHOOSING_MEMORY = 2.0, 0.9  # times what the newest pass took; of what was enough before
 
