@@ -83,7 +83,7 @@ bench: setup ## engine, e2e, lossless and the reduced matrix; BENCH_ARGS= runs t
 	$(BIN)/wisp-bench e2e $(BENCH_ARGS)
 	$(call say,wisp-bench lossless)
 	$(BIN)/wisp-bench lossless $(BENCH_ARGS)
-	$(call say,wisp-bench matrix: 12 cells in short runs; those of the README take --runs medium. Stopped, it goes on)
+	$(call say,wisp-bench matrix: 12 cells in short runs; those of the results take --runs medium. Stopped, it goes on)
 	$(BIN)/wisp-bench matrix --report build/matrix
 
 # Each benchmark prints its document as the last line. Nothing else should run on the machine meanwhile.
@@ -105,7 +105,7 @@ ablations_ARGS := --few --seeds 3 --together 2 --systems slo-central wisp-no-con
 capacity_ARGS := --few --seeds 1 --together 2 --systems centralized colocated
 sensitivity_COMMAND := goodput
 sensitivity_ARGS := --few --seeds 1 --sensitivity --systems centralized sled
-results: setup compiled ## the benchmarks behind the README's table of parts, compiled (five hours on two cores); writes it
+results: setup compiled ## the benchmarks behind the tables of results, compiled (five hours on two cores); writes those
 	@rm -f $(VENV)/not_kept; $(foreach name,$(RESULTS),printf '\n== wisp-bench $(name)\n' >&2; \
 	  $(BIN)/wisp-bench $(or $($(name)_COMMAND),$(name)) $($(name)_ARGS) > $(VENV)/result || echo "wisp-bench $(name): exit code $$?" >&2; \
 	  cat $(VENV)/result; $(BIN)/wisp-bench results --keep $(name) $(VENV)/result || touch $(VENV)/not_kept;)

@@ -28,7 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "scheduler": ("bench.scheduler", "policies in virtual time: capacity, goodput, interference, time of a decision"),
     "plugin": ("bench.plugin", "the batching strategy in a Triton deployment of somebody else: late requests, speed"),
     "perf": ("bench.perf", "perf_analyzer, closed and open loop, against both verifiers; keeps the CSV"),
-    "results": ("bench.results", "the README's table, made from the documents that `make results` has kept"),
+    "results": ("bench.results", "the tables of results, made from the documents that `make results` has kept"),
     "controller": ("bench.controller", "stop rules over recorded traces: speed, wasted drafting, acceptance model"),
     "traces": ("bench.traces", "record the default drafts along texts of the target"),
     "capacity": ("bench.capacity", "devices at 95 % attainment: WISP against every other system at its best"),

@@ -1,7 +1,8 @@
-"""The README's table of results and its pictures, made from the JSON documents in `bench/results`.
+"""The tables of results and the README's pictures, made from the JSON documents in `bench/results`.
 
-`make results` runs the benchmarks and keeps the last line of each there; this command then writes the table into the
-README, between its two marks. A test holds that the README shows what the documents say.
+`make results` runs the benchmarks and keeps the last line of each there; this command then writes the tables between
+two marks each: all figures into bench/RESULTS.md, some into the README. A test holds that they show what the documents
+say.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import argparse
 import importlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bench.cli import COMMANDS
 from bench.result_plots import check_drawable, draw
-from bench.result_rows import ROWS, Document, Row
+from bench.result_row import SHORT_HEAD, Document, Group
+from bench.result_rows import GROUPS
 from wisp_plugin.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,25 +29,25 @@ _EXACT = {"goodput", "capacity", "matrix", "validate", "simulator", "scheduler"}
 _MAY_DIFFER = {"jobs", "report", "state", "fresh", "finished"}
 # What a document that is not like those of its benchmark may raise where it is looked into.
 _STRANGE = (ArithmeticError, AttributeError, LookupError, RecursionError, StopIteration, TypeError, ValueError)
+_Found = TypeVar("_Found")
 BEGIN, END = "<!-- results: made by `wisp-bench results` -->", "<!-- end of results -->"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Command line of `wisp-bench results`."""
-    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if the README is out of date")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if they are out of date")
     parser.add_argument("--keep", nargs=2, metavar=("NAME", "FILE"),
         help="only keep the document that a benchmark has printed into FILE, as NAME")  # fmt: skip
 
 
 def main(args: argparse.Namespace) -> int:
-    """Write the table and the pictures, or check the table, or keep a document."""
+    """Write the tables and the pictures, or check the tables, or keep a document."""
     if args.keep:
         keep(args.keep[0], Path(args.keep[1]))
         return 0
-    readme = ROOT / "README.md"
-    before = readme.read_text(encoding="utf-8")
     documents = read_documents()
-    after = with_table(before, documents)
+    before = {path: path.read_text(encoding="utf-8") for path in TABLES}
+    after = {path: with_table(path.name, text, TABLES[path](documents)) for path, text in before.items()}
     try:
         check_drawable(documents)
     except _STRANGE as error:
@@ -53,8 +55,10 @@ def main(args: argparse.Namespace) -> int:
                           f"({type(error).__name__}: {error}); `make results` makes them anew") from None  # fmt: skip
     if not args.check:
         draw(documents, FOLDER)
-        readme.write_text(after, encoding="utf-8")
-    print("README.md is up to date" if before == after else "README.md was out of date")
+        for path, text in after.items():
+            path.write_text(text, encoding="utf-8")
+    for path in TABLES:
+        print(f"{path.name} {'is up to date' if before[path] == after[path] else 'was out of date'}")
     return int(args.check and before != after)
 
 
@@ -64,41 +68,39 @@ def keep(name: str, printed: Path, folder: Path = FOLDER) -> None:
     Raises:
         ConfigError: there is no such row in the table, no such file, or no such document in it.
     """
-    rows = [row for row in ROWS if row.benchmark == name]
-    if not rows:
-        names = ", ".join(dict.fromkeys(row.benchmark for row in ROWS))
-        raise ConfigError(f"--keep {name}: no row of the table is of that; allowed: {names}")
+    groups = {group.benchmark: group for group in GROUPS}
+    if name not in groups:
+        raise ConfigError(f"--keep {name}: no figure is of that; allowed: {', '.join(groups)}")
     try:
         line = printed.read_text(encoding="utf-8").splitlines()[-1]
         document = json.loads(line)
-        _check_is_of(rows, document)
+        _check_is_of(groups[name], document)
     except (OSError, *_STRANGE) as error:
-        raise ConfigError(f"--keep {name}: {printed} does not end with a document of `{rows[0].command}` "
+        raise ConfigError(f"--keep {name}: {printed} does not end with a document of `{groups[name].command}` "
                           f"({type(error).__name__}: {error}); what is kept stays as it is") from None  # fmt: skip
     new = folder / f"{name}.json.new"
     new.write_text(line + "\n", encoding="utf-8")
     os.replace(new, folder / f"{name}.json")
 
 
-def _check_is_of(rows: list[Row], document: Document) -> None:
+def _check_is_of(group: Group, document: Document) -> None:
     """ValueError or KeyError if it was made by another command, or lacks a figure of a row."""
-    if document["benchmark"] != rows[0].command_name:
+    if document["benchmark"] != group.command_name:
         raise ValueError(f"it is of {document['benchmark']!r}")
-    for row in rows:
-        others = [f"{name} is {kept!r}, not {asked!r}" for name, (kept, asked) in differing(row, document).items()]
-        if others:
-            raise ValueError(f"made with other options: {', '.join(others)}")
-        row.text({row.benchmark: document})
-    check_drawable({rows[0].command_name: document})
+    others = [f"{name} is {kept!r}, not {asked!r}" for name, (kept, asked) in differing(group, document).items()]
+    if others:
+        raise ValueError(f"made with other options: {', '.join(others)}")
+    group.table(document)
+    check_drawable({group.command_name: document})
 
 
-def differing(row: Row, document: Document) -> dict[str, tuple[Any, Any]]:
-    """Options that are others in the document than in the row's command: what is kept, and what the command says."""
+def differing(group: Group, document: Document) -> dict[str, tuple[Any, Any]]:
+    """Options that are others in the document than in the group's command: what is kept, and what the command says."""
     parser = argparse.ArgumentParser()
-    importlib.import_module(COMMANDS[row.command_name][0]).add_arguments(parser)
-    words = row.command.split()[2:]
+    importlib.import_module(COMMANDS[group.command_name][0]).add_arguments(parser)
+    words = group.command.split()[2:]
     asked, usual = (json.loads(json.dumps(vars(parser.parse_args(given)), default=str)) for given in (words, []))
-    kept, is_exact = document["config"], row.command_name in _EXACT
+    kept, is_exact = document["config"], group.command_name in _EXACT
     looked_at = [name for name in asked.keys() & kept.keys() - _MAY_DIFFER if is_exact or asked[name] != usual[name]]
     return {name: (kept[name], asked[name]) for name in sorted(looked_at) if kept[name] != asked[name]}
 
@@ -110,30 +112,54 @@ def read_documents(folder: Path = FOLDER) -> dict[str, Document]:
         ConfigError: one that the table needs is missing, or lacks a figure.
     """
     documents = {}
-    for benchmark in dict.fromkeys(row.benchmark for row in ROWS):
-        path = folder / f"{benchmark}.json"
+    for group in GROUPS:
+        path = folder / f"{group.benchmark}.json"
         if not path.is_file():
             raise ConfigError(f"{path.name} is missing in bench/results; `make results` makes it")
         try:
-            documents[benchmark] = json.loads(path.read_text(encoding="utf-8"))
+            documents[group.benchmark] = json.loads(path.read_text(encoding="utf-8"))
         except (RecursionError, ValueError) as error:
             raise ConfigError(f"{path.name} in bench/results is no JSON document: {error}") from None
     return documents
 
 
-def with_table(readme: str, documents: Mapping[str, Document]) -> str:
-    """The README's text with the table of these documents between the marks."""
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
-        raise ConfigError(f"README.md has to have one line {BEGIN} and one line {END}")
-    head, rest = readme.split(BEGIN)
+def whole_table(documents: Mapping[str, Document]) -> str:
+    """All figures, by the commands that make them, in Markdown."""
+    return "\n".join([_looked_into(group, documents, group.table) for group in GROUPS])
+
+
+def short_table(documents: Mapping[str, Document]) -> str:
+    """The README's, in Markdown."""
+    rows = [row for group in GROUPS for row in _looked_into(group, documents, group.short_rows)]
+    return "\n".join((*SHORT_HEAD, *rows)) + "\n"
+
+
+TABLES = {Path(__file__).with_name("RESULTS.md"): whole_table, ROOT / "README.md": short_table}
+
+
+def _looked_into(group: Group, documents: Mapping[str, Document], look: Callable[[Document], _Found]) -> _Found:
+    """What `look` finds in the document of a group.
+
+    Raises:
+        ConfigError: it is of something else, or damaged.
+    """
+    try:
+        return look(documents[group.benchmark])
+    except KeyError as error:
+        raise ConfigError(f"{group.benchmark}.json in bench/results has no figure {error}") from None
+    except _STRANGE as error:
+        raise ConfigError(f"{group.benchmark}.json in bench/results is damaged, or of something else "
+                          f"({type(error).__name__}: {error}); `make results` makes it anew") from None  # fmt: skip
+
+
+def with_table(name: str, text: str, table: str) -> str:
+    """The text of a file with a table between its marks.
+
+    Raises:
+        ConfigError: the file `name` has not one of each mark.
+    """
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ConfigError(f"{name} has to have one line {BEGIN} and one line {END}")
+    head, rest = text.split(BEGIN)
     _, tail = rest.split(END)
-    lines = ["| figure | asked | measured | command |", "|---|---|---|---|"]
-    for row in ROWS:
-        try:
-            lines.append(row.text(documents))
-        except KeyError as error:
-            raise ConfigError(f"{row.benchmark}.json in bench/results has no figure {error}") from None
-        except _STRANGE as error:
-            raise ConfigError(f"{row.benchmark}.json in bench/results is damaged, or of something else "
-                              f"({type(error).__name__}: {error}); `make results` makes it anew") from None  # fmt: skip
-    return f"{head}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{tail}"
+    return f"{head}{BEGIN}\n{table}{END}{tail}"

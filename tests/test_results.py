@@ -1,4 +1,4 @@
-"""The README's table is the one that the kept documents give."""
+"""The tables of results are those that the kept documents give."""
 
 from __future__ import annotations
 
@@ -10,44 +10,82 @@ from typing import Any
 
 import pytest
 
-from bench.result_rows import ROWS, Row
-from bench.results import BEGIN, END, FOLDER, ROOT, differing, keep, read_documents, with_table
+from bench.result_row import Group, Row
+from bench.result_rows import GROUPS
+from bench.results import (
+    BEGIN,
+    END,
+    FOLDER,
+    ROOT,
+    TABLES,
+    differing,
+    keep,
+    read_documents,
+    short_table,
+    whole_table,
+    with_table,
+)  # fmt: skip
 from wisp_plugin.errors import ConfigError
 
 
-def test_the_readme_shows_the_kept_results() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert with_table(readme, read_documents()) == readme, "run `wisp-bench results`"
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.name)
+def test_the_tables_show_the_kept_results(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert with_table(path.name, text, TABLES[path](read_documents())) == text, "run `wisp-bench results`"
 
 
-def test_every_row_shows_a_figure_and_other_text_stays() -> None:
-    text = with_table(f"before\n{BEGIN}\nold\n{END}\nbehind\n", read_documents())
-    assert text.startswith(f"before\n{BEGIN}\n| figure")
-    assert text.endswith(f"{END}\nbehind\n")
-    assert "\nold\n" not in text
-    assert text.count("\n| ") == len(ROWS) + 1
+def test_only_the_table_is_written() -> None:
+    text = with_table("A.md", f"before\n{BEGIN}\nold\n{END}\nbehind\n", "new\n")
+    assert text == f"before\n{BEGIN}\nnew\n{END}\nbehind\n"
+
+
+def test_every_row_is_in_the_table_below_its_command() -> None:
+    whole = whole_table(read_documents())
+    for group in GROUPS:
+        part = whole.partition(f"`{group.command}` (")[2].partition("\n\n**")[0]
+        for row in group.rows:
+            assert f"\n| {row.figure} | " in part
+    assert whole.count("\n| ") == len(GROUPS) + sum(len(group.rows) for group in GROUPS)
+
+
+def test_the_readme_has_the_rows_that_have_a_name_there() -> None:
+    short = short_table(read_documents())
+    names = [row.in_readme for group in GROUPS for row in group.rows if row.in_readme]
+    assert short.count("\n") == 2 + len(names)
+    assert all(f"\n| {name} | " in short for name in names)
 
 
 def test_what_is_missed_says_so() -> None:
     document = {"a": 1.5, "ab": 2.5, "c": 3.5, "missed": ["a: asked >= 2, measured 1.5"], "c_reaches_published": False}
-    text = Row("figure", "some", "{a} / {ab} times; {c}").text({"some": document})
-    assert text == "| figure | - | 1.500 (missed) / 2.500 times; 3.500 (missed) | `wisp-bench some` |"
+    cells = Row("figure", "{a} / {ab} times; {c}").cells(document)
+    assert cells == ("-", "1.500 (missed) / 2.500 times; 3.500 (missed)")
 
 
-def test_make_results_runs_the_commands_of_the_table() -> None:
+def test_a_table_tells_where_it_was_made() -> None:
+    hardware = {"cpu": "some", "gpu": None}
+    document = {"a": 1.5, "commit": "abc", "date": "2026-11-28T10:00:00+00:00", "hardware": hardware}
+    group = Group("Title", "lossless_cuda", (Row("figure", "{a}", "2", "short"),), " --device cuda")
+    assert group.table(document).startswith("**Title.** `wisp-bench lossless --device cuda` (abc, 2026-11-28, some)\n")
+    assert group.table(document).endswith("\n| figure | 2 | 1.500 |\n")
+    on_gpu = group.table(document | {"hardware": hardware | {"gpu": ["H100, 80 GiB"]}})
+    assert "(abc, 2026-11-28, H100)" in on_gpu
+    assert group.short_rows(document) == ["| short | 2 | 1.500 | `wisp-bench lossless` |"]
+
+
+def test_make_results_runs_the_commands_of_the_tables() -> None:
     variables = dict(re.findall(r"^(\w+) := (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     made = variables["RESULTS"].split()
-    for row in ROWS:
-        if row.benchmark in made:
-            options = variables.get(f"{row.benchmark}_ARGS", "").replace(" --fresh", "")
-            command = f"wisp-bench {variables.get(f'{row.benchmark}_COMMAND', row.benchmark)} {options}".strip()
-            assert row.command == command, row.figure
-    assert {row.benchmark for row in ROWS if not row.benchmark.endswith("_cuda")} == set(made)
+    for group in GROUPS:
+        if group.benchmark in made:
+            options = variables.get(f"{group.benchmark}_ARGS", "").replace(" --fresh", "")
+            command = f"wisp-bench {variables.get(f'{group.benchmark}_COMMAND', group.benchmark)} {options}".strip()
+            assert group.command == command, group.title
+    assert {group.benchmark for group in GROUPS if not group.benchmark.endswith("_cuda")} == set(made)
 
 
-@pytest.mark.parametrize("row", {row.benchmark: row for row in ROWS}.values(), ids=lambda row: row.benchmark)
-def test_a_document_was_made_by_the_command_beside_it(row: Row) -> None:
-    assert differing(row, read_documents()[row.benchmark]) == {}
+@pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.benchmark)
+def test_a_document_was_made_by_the_command_beside_it(group: Group) -> None:
+    assert differing(group, read_documents()[group.benchmark]) == {}
 
 
 def test_no_document_names_a_folder_of_this_machine() -> None:
@@ -86,7 +124,7 @@ def test_a_damaged_document_is_told(tmp_path: Path) -> None:
         read_documents(tmp_path)
     documents = read_documents() | {"goodput": {}}
     with pytest.raises(ConfigError, match=r"goodput\.json in bench/results has no figure"):
-        with_table(f"{BEGIN}\n{END}\n", documents)
+        whole_table(documents)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +139,7 @@ def test_a_document_of_something_else_is_told_in_one_line(name: str, damaged: An
     documents = whole | {name: {**whole[name], **damaged} if isinstance(damaged, dict) else damaged}
     says = rf"^{name}\.json in bench/results is damaged, .*; `make results` makes it anew$"
     with pytest.raises(ConfigError, match=says):
-        with_table(f"{BEGIN}\n{END}\n", documents)
+        whole_table(documents)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +150,7 @@ def test_a_document_of_something_else_is_told_in_one_line(name: str, damaged: An
         ("matrix", {"results": []}),
     ],
 )  # fmt: skip
-def test_what_the_readme_cannot_show_is_not_kept(name: str, damaged: dict[str, Any], tmp_path: Path) -> None:
+def test_what_cannot_be_shown_is_not_kept(name: str, damaged: dict[str, Any], tmp_path: Path) -> None:
     printed = tmp_path / "printed"
     printed.write_text(json.dumps(json.loads((FOLDER / f"{name}.json").read_text()) | damaged))
     with pytest.raises(ConfigError, match="does not end with a document of"):
@@ -122,6 +160,6 @@ def test_what_the_readme_cannot_show_is_not_kept(name: str, damaged: dict[str, A
         keep(name, printed, tmp_path)
 
 
-def test_a_readme_without_marks_is_refused() -> None:
-    with pytest.raises(ConfigError, match="one line"):
-        with_table("nothing here", read_documents())
+def test_a_file_without_marks_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"A\.md has to have one line"):
+        with_table("A.md", "nothing here", "")
