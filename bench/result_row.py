@@ -66,8 +66,8 @@ class Group:
         return [f"| {' | '.join(cells)} | `wisp-bench {self.command_name}` |" for cells in rows]
 
 
-_HEAD = ("| figure | asked | measured |", "|---|---|---|")
-SHORT_HEAD = ("| figure | asked | measured | command |", "|---|---|---|---|")
+_HEAD = ("| figure | goal | measured |", "|---|---|---|")
+SHORT_HEAD = ("| figure | goal | measured | command |", "|---|---|---|---|")
 
 
 def filled(template: str, document: Document) -> str:
