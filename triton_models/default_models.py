@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ DRAFT_PRECISIONS = DRAFT_NAMES
 # Raise a number whenever the conversion gives other files: folders of older recipes are then rebuilt.
 TARGET_RECIPE = f"target-1 {GGUF_SHA256[:12]}"
 DRAFT_RECIPE = "draft-1"
+_EXPORTS_AT_A_TIME = 2  # each takes some 2 GiB of memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +61,15 @@ def ensure_default_draft(precision: str, progress: Progress, *, force: bool = Fa
 def ensure_default_models(
     progress: Progress, *, force: bool = False, drafts: Sequence[str] = DRAFT_PRECISIONS
 ) -> list[ModelState]:
-    """Make the whole pair, with full hash checks.
+    """Make the whole pair, with full hash checks; two drafts at a time, as each keeps little more than a core busy.
 
     Raises:
         ModelError: a download, conversion or export failed; nothing half-made is left.
     """
-    states = [ensure_default_target(progress, force=force)]
-    return states + [ensure_default_draft(precision, progress, force=force) for precision in drafts]
+    target = ensure_default_target(progress, force=force)
+    with ThreadPoolExecutor(_EXPORTS_AT_A_TIME) as pool:
+        made = pool.map(lambda precision: ensure_default_draft(precision, progress, force=force), drafts)
+        return [target, *made]
 
 
 def _fill_target(out: Path, progress: Progress) -> None:
