@@ -12,30 +12,42 @@ import matplotlib.pyplot as plt
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
-_SIZE, _DPI = (8.0, 4.5), 110
+_SIZE, _DPI = (9.0, 4.5), 110
 _STYLES = {
-    "wisp": ("#c0392b", "-"), "centralized": ("#2c3e50", "-"), "sled": ("#7f8c8d", "--"),
-    "published": ("#2980b9", "--"), "slo-central": ("#16a085", "-"), "colocated": ("#8e44ad", "-."),
-    "fixed-edf": ("#d68910", "--"), "wisp-edge-only": ("#ec7063", ":"), "wisp-no-devices": ("#f5b7b1", ":"),
-    "wisp-no-controller": ("#6e2c00", ":"), "wisp-no-scheduler": ("#ba4a00", ":"), "wisp-no-holding": ("#edbb99", ":"),
-}  # fmt: skip  # all of ours are reddish
+    "wisp": ("WISP", "#c0392b", "-"),
+    "wisp-edge-only": ("WISP, devices draft alone", "#ec7063", ":"),
+    "wisp-no-devices": ("WISP, server drafts alone", "#f5b7b1", ":"),
+    "wisp-no-controller": ("WISP without its controller", "#6e2c00", ":"),
+    "wisp-no-scheduler": ("WISP without its scheduler", "#ba4a00", ":"),
+    "wisp-no-holding": ("WISP without holding", "#edbb99", ":"),
+    "centralized": ("centralized serving", "#2c3e50", "-"),
+    "slo-central": ("our scheduler, no drafts", "#16a085", "-"),
+    "sled": ("SLED", "#7f8c8d", "--"),
+    "published": ("WISP as published", "#2980b9", "--"),
+    "colocated": ("co-located speculation", "#8e44ad", "-."),
+    "fixed-edf": ("fixed draft length, EDF", "#d68910", "--"),
+}  # all of ours are reddish
+_OTHER = "#b2babb", ":"
 Points = Sequence[tuple[float, float]]
 
 
 def curves(path: Path, series: Mapping[str, Points], x_label: str, y_label: str, line_at: float | None = None) -> Path:
-    """Lines over a logarithmic number of devices, one per system; `line_at` draws a threshold."""
+    """Lines over a logarithmic number of devices, one per system, named in the order of their highest points;
+    `line_at` draws a threshold."""
     figure, axes = plt.subplots(figsize=_SIZE)
-    for name, points in series.items():
-        color, style = _STYLES.get(name, (None, ":"))
-        xs, ys = zip(*sorted(points), strict=True)
-        axes.plot(xs, ys, style, color=color, marker="o", markersize=3, label=name)
+    for name in sorted(series, key=lambda name: -max(y for _, y in series[name])):
+        label, color, style = _STYLES.get(name, (name, *_OTHER))
+        xs, ys = zip(*sorted(series[name]), strict=True)
+        is_ours = name == "wisp"
+        axes.plot(xs, ys, style, color=color, marker="o", markersize=3, label=label,
+                  linewidth=2.5 if is_ours else 1.3, zorder=3 if is_ours else 2)  # fmt: skip
     if line_at is not None:
         axes.axhline(line_at, color="black", linewidth=0.7)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
     axes.set(xlabel=x_label, ylabel=y_label)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return _save(figure, path)
 
 
@@ -44,7 +56,7 @@ def bars(
 ) -> Path:
     """A bar per system; `errors`: how far the interval reaches below and above."""
     figure, axes = plt.subplots(figsize=_SIZE)
-    colors = [_STYLES.get(name, ("#b2babb", ""))[0] for name in values]
+    colors = [_STYLES.get(name, (name, *_OTHER))[1] for name in values]
     spans = [[errors.get(name, (0.0, 0.0))[side] for name in values] for side in (0, 1)]
     # The value below its bar: at the end of the interval it would be read as that height.
     axes.bar([f"{name}\n{value:.3g}" for name, value in values.items()], list(values.values()), yerr=spans,
