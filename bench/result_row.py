@@ -1,4 +1,4 @@
-"""Tables of results: figures of a kept document, what was asked of each, and the command that makes the document."""
+"""Tables of results: figures of a kept document, the goal of each, and the command that makes the document."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Any
 from bench.report import format_cell
 
 Document = Mapping[str, Any]
-_NAME = re.compile(r"{(\w+)}")
-# Documents that are not called after their command.
-_COMMANDS = {**dict.fromkeys(("sensitivity", "ablations", "other_seeds"), "goodput"), "full_speed": "validate"}
+GOALS = ("goal", "measured")
+_NAME = re.compile(r"{([\w.]+)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +20,12 @@ class Row:
 
     figure: str
     show: str | Callable[[Document], str]  # text with figures by name in braces, or what makes it
-    asked: str = ""
+    goal: str = ""
     in_readme: str = ""  # what the figure is called there; empty: it is not in the README
 
-    def cells(self, document: Document) -> tuple[str, str]:
-        """What was asked, and what was measured."""
-        return self.asked or "-", self.show(document) if callable(self.show) else filled(self.show, document)
+    def measured(self, document: Document) -> str:
+        """The last cell of the line, or the last cells if the group has columns of its own."""
+        return self.show(document) if callable(self.show) else filled(self.show, document)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,46 +33,60 @@ class Group:
     """The lines of one document, below the command that makes it."""
 
     title: str
-    benchmark: str  # NAME or NAME_cuda, for a run on a GPU
+    name: str  # of the document: bench/results/NAME.json; NAME_cuda is of a run on a GPU
+    arguments: str  # of wisp-bench: the benchmark, and its options as `make results` gives them
     rows: tuple[Row, ...]
-    options: str = ""  # of the command, as `make results` gives them
+    columns: tuple[str, ...] = GOALS
 
     @property
     def command(self) -> str:
         """What makes the document."""
-        return f"wisp-bench {self.command_name}{self.options}"
+        return f"wisp-bench {self.arguments}"
 
     @property
-    def command_name(self) -> str:
+    def benchmark(self) -> str:
         """That of `wisp-bench`."""
-        name = self.benchmark.removesuffix("_cuda")
-        return _COMMANDS.get(name, name)
+        return self.arguments.split()[0]
 
     def table(self, document: Document) -> str:
-        """All lines in Markdown, with the command and where it ran."""
-        hardware = document["hardware"]
-        on = ", ".join([gpu.partition(",")[0] for gpu in hardware["gpu"] or ()] or [hardware["cpu"]])
-        made = f"`{self.command}` ({document['commit']}, {document['date'][:10]}, {on})"
-        lines = [f"**{self.title}.** {made}", "", *_HEAD]
+        """All lines in Markdown, with the command, and what it ran on."""
+        lines = [f"**{self.title}.** `{self.command}` ({_origin(document)})", "", *_head(("figure", *self.columns))]
         for row in self.rows:
-            asked, measured = row.cells(document)
-            lines.append(f"| {row.figure} | {asked} | {measured} |")
+            goal = (row.goal or "-",) if self.columns == GOALS else ()
+            lines.append(_line((row.figure, *goal, row.measured(document))))
         return "\n".join(lines) + "\n"
 
     def short_rows(self, document: Document) -> list[str]:
         """The lines that the README has."""
-        rows = [(row.in_readme, *row.cells(document)) for row in self.rows if row.in_readme]
-        return [f"| {' | '.join(cells)} | `wisp-bench {self.command_name}` |" for cells in rows]
+        shown = [row for row in self.rows if row.in_readme]
+        return [_line((row.in_readme, row.goal or "-", row.measured(document), f"`{self.name}`")) for row in shown]
 
 
-_HEAD = ("| figure | goal | measured |", "|---|---|---|")
-SHORT_HEAD = ("| figure | goal | measured | command |", "|---|---|---|---|")
+def _origin(document: Document) -> str:
+    """Commit, day, machine, and whether the package was compiled, if that is known."""
+    hardware = document["hardware"]
+    machine = ", ".join([gpu.partition(",")[0] for gpu in hardware["gpu"] or ()] or [hardware["cpu"]])
+    known = [document["commit"], document["date"][:10], machine, document["versions"].get("wisp_plugin")]
+    return ", ".join(text for text in known if text)
+
+
+def _line(cells: tuple[str, ...]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _head(columns: tuple[str, ...]) -> tuple[str, str]:
+    return _line(columns), f"|{'---|' * len(columns)}"
+
+
+SHORT_HEAD = _head(("figure", *GOALS, "table"))
 
 
 def filled(template: str, document: Document) -> str:
-    """`template` with figures by name in braces, with intervals, and those marked that are not what was asked, or what
-    the paper has."""
+    """`template` with figures by name in braces, with intervals, and those marked that miss their goal, or what the
+    paper has."""
     missed = {line.partition(":")[0] for line in document.get("missed", ())}
+    # Matrices of before 28 November 2026 tell it only so.
+    missed |= {f"matrix_min_{figure}" for figure in ("capacity", "goodput") if document.get(f"cells_lost_{figure}")}
 
     def text(name: str) -> str:
         is_missed = name in missed or document.get(f"{name}_reaches_published") is False

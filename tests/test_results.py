@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from bench.report import format_cell
 from bench.result_row import Group, Row
 from bench.result_rows import GROUPS
 from bench.results import (
@@ -57,35 +58,53 @@ def test_the_readme_has_the_rows_that_have_a_name_there() -> None:
 
 def test_what_is_missed_says_so() -> None:
     document = {"a": 1.5, "ab": 2.5, "c": 3.5, "missed": ["a: asked >= 2, measured 1.5"], "c_reaches_published": False}
-    cells = Row("figure", "{a} / {ab} times; {c}").cells(document)
-    assert cells == ("-", "1.500 (missed) / 2.500 times; 3.500 (missed)")
+    assert Row("figure", "{a} / {ab} times; {c}").measured(document) == "1.500 (missed) / 2.500 times; 3.500 (missed)"
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.name)
+def test_a_figure_that_misses_its_goal_is_marked(group: Group) -> None:
+    document = read_documents()[group.name]
+    shown = [row.show for row in group.rows if isinstance(row.show, str)]
+    for line in document.get("missed", ()):
+        name = line.partition(":")[0]
+        if any(f"{{{name}}}" in text for text in shown) or name == "cells_without_verified_drafts":
+            assert f"{format_cell(document[name])} (missed)" in group.table(document), line
 
 
 def test_a_table_tells_where_it_was_made() -> None:
     hardware = {"cpu": "some", "gpu": None}
-    document = {"a": 1.5, "commit": "abc", "date": "2026-11-28T10:00:00+00:00", "hardware": hardware}
-    group = Group("Title", "lossless_cuda", (Row("figure", "{a}", "2", "short"),), " --device cuda")
+    document = {"a": 1.5, "commit": "abc", "date": "2026-11-28T10:00:00+00:00", "hardware": hardware, "versions": {}}
+    group = Group("Title", "lossless_cuda", "lossless --device cuda", (Row("figure", "{a}", "2", "short"),))
     assert group.table(document).startswith("**Title.** `wisp-bench lossless --device cuda` (abc, 2026-11-28, some)\n")
     assert group.table(document).endswith("\n| figure | 2 | 1.500 |\n")
     on_gpu = group.table(document | {"hardware": hardware | {"gpu": ["H100, 80 GiB"]}})
     assert "(abc, 2026-11-28, H100)" in on_gpu
-    assert group.short_rows(document) == ["| short | 2 | 1.500 | `wisp-bench lossless` |"]
+    assert "(abc, 2026-11-28, some, compiled)" in group.table(document | {"versions": {"wisp_plugin": "compiled"}})
+    assert group.short_rows(document) == ["| short | 2 | 1.500 | `lossless_cuda` |"]
+
+
+def test_every_assumption_has_its_row() -> None:
+    (group,) = (group for group in GROUPS if group.name == "sensitivity")
+    document = read_documents()["sensitivity"]
+    named = group.table(document)
+    assert all(f"; {row['goodput']:.0f} |" in named for row in document["sensitivity"])
+    with pytest.raises(ValueError, match="no row is of the assumption"):
+        group.table(document | {"sensitivity": [document["sensitivity"][0] | {"draft": "int2"}]})
 
 
 def test_make_results_runs_the_commands_of_the_tables() -> None:
     variables = dict(re.findall(r"^(\w+) := (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     made = variables["RESULTS"].split()
     for group in GROUPS:
-        if group.benchmark in made:
-            options = variables.get(f"{group.benchmark}_ARGS", "").replace(" --fresh", "")
-            command = f"wisp-bench {variables.get(f'{group.benchmark}_COMMAND', group.benchmark)} {options}".strip()
-            assert group.command == command, group.title
-    assert {group.benchmark for group in GROUPS if not group.benchmark.endswith("_cuda")} == set(made)
+        if group.name in made:
+            options = variables.get(f"{group.name}_ARGS", "").replace(" --fresh", "")
+            assert group.arguments == f"{variables.get(f'{group.name}_COMMAND', group.name)} {options}".strip()
+    assert {group.name for group in GROUPS if not group.name.endswith("_cuda")} == set(made)
 
 
-@pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.benchmark)
+@pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.name)
 def test_a_document_was_made_by_the_command_beside_it(group: Group) -> None:
-    assert differing(group, read_documents()[group.benchmark]) == {}
+    assert differing(group, read_documents()[group.name]) == {}
 
 
 def test_no_document_names_a_folder_of_this_machine() -> None:
