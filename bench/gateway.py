@@ -28,7 +28,7 @@ from bench.gateway_clients import Address, request, stream
 from bench.gateway_process import ROOT, serving
 from bench.prompts import mt_bench_questions
 from bench.report import Progress, alternate, check_targets, finish, median, percentile, print_table
-from edge_runtime.drafting_thread import take_turns
+from edge_runtime.drafting_thread import set_switch_interval
 from edge_runtime.gateway.app import load_device
 from edge_runtime.gateway.device import GatewayDevice
 from edge_runtime.gateway.parameters import GenerationRequest
@@ -126,14 +126,14 @@ class Load:
             token_ids[index], _ = self.session(index, self.args.tokens)
 
         threads = [threading.Thread(target=session, args=(index,)) for index in range(self.args.streams)]
-        take_turns(self.args.streams)
+        set_switch_interval(self.args.streams)
         began_s = time.monotonic()
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         elapsed_s = time.monotonic() - began_s
-        take_turns()
+        set_switch_interval()
         return Run(elapsed_s, token_ids)
 
     def session(self, index: int, num_tokens: int) -> tuple[list[int], float]:

@@ -76,7 +76,7 @@ def solve(random: np.random.Generator) -> Instance:
     taken, _ = Spare(config, estimator, WispParameters()).fill(offers)
     value, work = worth_of(offers, taken, estimator)
     reached, best = value / float(estimator.seconds(work)), best_density(offers, estimator)
-    return Instance(len(taken), int(offers.needs.sum()), estimator.costs.norm, reached, best)
+    return Instance(len(taken), int(offers.is_due.sum()), estimator.costs.norm, reached, best)
 
 
 def random_costs(random: np.random.Generator) -> Costs:
@@ -118,8 +118,8 @@ def random_candidates(random: np.random.Generator) -> Candidates:
 
 def offers_of(candidates: Candidates, config: EngineConfig, estimator: Estimator) -> Offers:
     """What the sessions offer at time 0, beside others that need the server."""
-    needs = Wisp(config, estimator).needs(candidates, 0.0)
-    return Spare(config, estimator, WispParameters()).offers(needs, is_alone=False)
+    running = Wisp(config, estimator).running(candidates, 0.0)
+    return Spare(config, estimator, WispParameters()).offers(running, is_alone=False)
 
 
 def worth_of(offers: Offers, taken: Ints, estimator: Estimator) -> tuple[float, Floats]:
@@ -145,7 +145,7 @@ def _sums(offers: Offers, sessions: range) -> tuple[Floats, Floats]:
     """Value `[N]` and work `[N, 2]` of every combination of levels of `sessions`."""
     value, work = np.zeros(1), np.zeros((1, 2))
     for i in sessions:
-        levels = np.arange(int(offers.needs[i]), offers.num_levels[i] + 1)
+        levels = np.arange(int(offers.is_due[i]), offers.num_levels[i] + 1)
         own_value = np.concatenate([[0.0], np.cumsum(offers.value[i])])[levels]
         own_work = np.concatenate([np.zeros((1, 2)), np.cumsum(offers.work[:, i], axis=1).T])[levels]
         value = (value[:, None] + own_value).reshape(-1)

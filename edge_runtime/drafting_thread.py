@@ -35,7 +35,7 @@ _IDLE_S = 1.0  # longest sleep without a look at the session; what becomes due w
 _switch_s = SWITCH_S
 
 
-def take_turns(num_sessions: int = 1) -> None:
+def set_switch_interval(num_sessions: int = 1) -> None:
     """Set how often the threads of this process take turns, for `num_sessions` that run in it.
 
     A thread that waits for the interpreter wakes that often to ask for it. Hundreds that do so every `SWITCH_S` leave
@@ -189,7 +189,7 @@ class EdgeWork:
 class DraftingThread:
     """Does the steps of one `EdgeWork` until it is told to stop.
 
-    Sees to it that the threads of this process take turns often enough (`take_turns`).
+    Sees to it that the threads of this process take turns often enough (`set_switch_interval`).
     """
 
     def __init__(self, work: EdgeWork, wake_receiver: Callable[[], None]) -> None:

@@ -129,7 +129,7 @@ class TestOptimum:
             candidates = scheduler_optimum.random_candidates(random)
             candidates = candidates.only(np.arange(min(4, len(candidates))))
             offers = scheduler_optimum.offers_of(candidates, EngineConfig(), estimator)
-            needed = offers.needs.astype(int).tolist()
+            needed = offers.is_due.astype(int).tolist()
             ranges = [range(least, most + 1) for least, most in zip(needed, offers.num_levels.tolist(), strict=True)]
             densities = []
             for taken in itertools.product(*ranges):

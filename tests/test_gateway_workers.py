@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from edge_runtime.drafting_thread import MAX_SWITCH_S, SWITCH_S, take_turns
+from edge_runtime.drafting_thread import MAX_SWITCH_S, SWITCH_S, set_switch_interval
 from edge_runtime.gateway.workers import Workers
 from tests.edge_fakes import wait_until
 
@@ -71,7 +71,7 @@ def test_few_threads_are_kept_and_none_behind_close() -> None:
 def interval() -> Iterator[None]:
     before = sys.getswitchinterval()
     yield
-    take_turns()
+    set_switch_interval()
     sys.setswitchinterval(before)
 
 
@@ -79,6 +79,6 @@ def interval() -> Iterator[None]:
 def test_the_more_sessions_the_longer_the_turns() -> None:
     turns = []
     for num_sessions in (0, 1, 4, 16, 64, 10_000):
-        take_turns(num_sessions)
+        set_switch_interval(num_sessions)
         turns.append(sys.getswitchinterval())
     assert turns == pytest.approx([SWITCH_S, SWITCH_S, SWITCH_S, 4 * SWITCH_S, 16 * SWITCH_S, MAX_SWITCH_S])

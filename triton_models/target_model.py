@@ -28,8 +28,8 @@ from wisp_plugin.errors import ConfigError, ModelError
 from wisp_plugin.home import default_target_dir
 from wisp_plugin.kv_blocks import BlockPool
 
-# Packed and plain forward differ by rounding only: root mean square of the difference over that of the logits. It is 2e-6 in float32 and 0.05 in bfloat16
-# (of which three quarters are the plain forward's: the packed one is nearer to float32).
+# Packed and plain forward differ by rounding only: root mean square of the difference over that of the logits. It is
+# 2e-6 in float32 and 0.05 in bfloat16 (of which three quarters are the plain forward's: the packed one is nearer).
 _TRIAL_TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.15}
 _TRIAL_ENDS = (4, 8, 9)  # of the passes: a prefill, several tokens and one token behind cached ones
 

@@ -82,7 +82,7 @@ class EdgeSession:
         self._num_committed = len(opened.tokens)
         self._chain_end = self._num_committed
         self._draft_s = np.zeros(opened.end)
-        self._has_begun = self._is_reading = False  # a draft token is in the making; its context is being read
+        self._num_begun = 0  # calls of `begin_draft` for the draft token in the making
         self._round_open = self._is_sync and self._num_committed > opened.prompt_len
 
     # -- reading ------------------------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ class EdgeSession:
             return Step.DRAFT if self._may_draft(now_s) else Step.SEND
         ends = self._num_committed, self._chain_end
         owes_acknowledgement = self._outbox.owes_acknowledgement(*ends)
-        if self._num_unsent >= self.message_tokens or (self._is_reading and owes_acknowledgement):
+        if self._num_unsent >= self.message_tokens or (self._num_begun > 1 and owes_acknowledgement):
             return Step.SEND
         if self._may_draft(now_s):
             return Step.DRAFT
@@ -153,7 +153,7 @@ class EdgeSession:
     def begin_draft(self) -> DraftJob:
         """The draft token that `Step.DRAFT` asks for. Asked for again, its context is still being read: a long one is
         read in parts, between which an acknowledgement may be due."""
-        self._is_reading, self._has_begun = self._has_begun, True
+        self._num_begun += 1
         return DraftJob(self.context().copy(), self._num_rollbacks)
 
     def on_drafted(self, job: DraftJob, token: int, drafting_s: float, stats: DraftStats | None = None) -> bool:
@@ -161,7 +161,7 @@ class EdgeSession:
 
         False if it came to nothing: meanwhile its prefix was rolled back, or the server was there first.
         """
-        self._is_reading = self._has_begun = False
+        self._num_begun = 0
         self.stats.num_drafted += 1
         self.stats.drafting_s += drafting_s
         self._meter.on_drafted(drafting_s)
@@ -229,7 +229,8 @@ class EdgeSession:
         num_right = count_accepted(self.chain, commit.tokens)
         agrees = num_right == num_shared
         is_kept = agrees and not self._is_sync
-        self._measure(commit, not is_kept or len(commit.tokens) > num_shared, now_s)
+        chain_ends = not is_kept or len(commit.tokens) > num_shared
+        self._measure(commit, chain_ends, now_s)
         self.controller.on_commit(num_right, not agrees, is_kept)
         self._tokens[commit.start : commit.end] = commit.tokens
         self._num_committed = commit.end
@@ -241,10 +242,10 @@ class EdgeSession:
         self._round_open = self._is_sync
         return commit.tokens
 
-    def _measure(self, commit: Commit, breaks: bool, now_s: float) -> None:
+    def _measure(self, commit: Commit, chain_ends: bool, now_s: float) -> None:
         if self._is_sync:
             self._meter.on_round(commit, len(self.chain), now_s)
-        self._meter.on_commit(commit, breaks, now_s)
+        self._meter.on_commit(commit, chain_ends, now_s)
 
     def _count(self, commit: Commit) -> None:
         if any(commit.origin.tolist()):  # `Origin.DECODED` is 0

@@ -87,11 +87,12 @@ class KvAdmission:
         # What residents in the middle of their prefill still need: newcomers and drafts may not take it.
         self._promised = {i: kv.num_missing(i, self._holders[i].num_committed) for i in self._residents}
 
-    def eligible(self) -> set[str]:
-        """Who may be chosen at all: residents, and the newcomers that have room; never nobody."""
+    def admit(self) -> set[str]:
+        """Who may be chosen at all: residents, and newcomers, who get their places now, as far as there is room; never
+        nobody."""
         found = {s.id for s in self._candidates if s.id in self._residents}
         for session in sorted((s for s in self._candidates if s.id not in self._residents), key=_age):
-            if session.id in self.evicted or not self._admit(session):  # an older one took what it had adopted
+            if session.id in self.evicted or not self._seat(session):  # an older one took what it had adopted
                 break
             self._newcomers.add(session.id)
         found |= self._newcomers
@@ -100,7 +101,7 @@ class KvAdmission:
         return found
 
     def fit(self, wanted: Sequence[Share]) -> list[Share]:
-        """The members that may run, in order, with the draft tokens that fit. Newcomers are `eligible` ones."""
+        """The members that may run, in order, with the draft tokens that fit. Asked after `admit`, once."""
         admitted = {s.session.id for s in wanted if s.session.id in self._newcomers or self._grow(s)}
         if not admitted and wanted:
             admitted.add(self._clear_for(min((share.session for share in wanted), key=_age)))
@@ -118,7 +119,7 @@ class KvAdmission:
         self._promised[session.id] = max(0, self._promised[session.id] - num_missing)
         return True
 
-    def _admit(self, session: ServerSession) -> bool:
+    def _seat(self, session: ServerSession) -> bool:
         """A place for all committed tokens of a newcomer."""
         num_missing = self._kv.num_missing(session.id, session.num_committed)
         if not self._evict_for(num_missing - self._num_spare, self._by_need(self._idle - {session.id})):

@@ -200,7 +200,7 @@ class Scheduler:
         return KvAdmission(self._kv, self.sessions, may_run, now_s)
 
     def _eligible(self, candidates: Candidates, admission: KvAdmission) -> Ints:
-        rows, ids = candidates.rows.tolist(), admission.eligible()
+        rows, ids = candidates.rows.tolist(), admission.admit()
         return np.array([i for i, row in enumerate(rows) if self._roster.sessions[row].id in ids])
 
     def _fit(self, c: Candidates, choice: Choice, admission: KvAdmission) -> Choice:

@@ -35,6 +35,16 @@ _WEIGHTS = (0.6, 2.0)  # of a token, for sessions whose turns are worth much tim
 _PARAMETERS = WispParameters()
 
 
+@dataclass(frozen=True, slots=True)
+class _Drafted:
+    """A pass as far as it is drafted: its work `[2]`, the value of the tokens that it is expected to commit, and the
+    seconds of drafting before it."""
+
+    work: Floats
+    tokens: float
+    drafting_s: float
+
+
 class ServerDrafts:
     """See the top of this file. `steps` predicts what a step of the draft model takes, `target` a pass."""
 
@@ -42,7 +52,7 @@ class ServerDrafts:
         """`max_tokens`: draft tokens of a session in a pass at most."""
         self._target, self._steps, self._max_tokens = target, steps, max_tokens
         self._num_paid = 0  # steps that paid in the newest pass
-        self._num_failed = 0  # offers behind each other of which nothing paid
+        self._skip = 0  # plans without an offer, if the next one does not pay
         self._drafting_s = 0.0  # before a pass, smoothed
         self._retry_in = 0  # plans until a step is offered again
 
@@ -87,25 +97,26 @@ class ServerDrafts:
         least_gain = LEAST_GAIN if len(c) > FEW_SESSIONS else 1.0
         value = self._values(c, members)
         tokens = float(value @ expected_tokens(offered, choice))
-        drafted = _Drafted(self._target.work(choice_features(c, choice)), tokens, 0.0, least_gain)
+        drafted = _Drafted(self._target.work(choice_features(c, choice)), tokens, 0.0)
         counts = np.zeros(len(members), np.int64)
         context = _context(c, choice)
         token_work = self._target.work(token_features(context))
         for step in range(int(wanted.max())):
             takes = np.flatnonzero((wanted > step) & (counts == step))
             gain = value[takes] * offered.survival[members[takes], real[takes] + step]
-            order = takes[np.argsort(-gain, kind="stable")]
-            further = self._further(drafted, token_work[order], -np.sort(-gain), self._step_s(context[order] + step))
+            best = np.argsort(-gain, kind="stable")
+            order = takes[best]
+            step_s = self._step_s(context[order] + step)
+            further = self._further(drafted, token_work[order], gain[best], step_s, least_gain)
             if further is None:
                 break
             drafted, num_members = further
             counts[order[:num_members]] += 1
             self._num_paid = step + 1
         if not counts.any():
-            self._retry_in = min(2**self._num_failed - 1, MOST_SKIPPED)
-            self._num_failed = min(self._num_failed + 1, MOST_SKIPPED)
+            self._retry_in, self._skip = self._skip, min(2 * self._skip + 1, MOST_SKIPPED)
             return choice
-        self._num_failed = 0
+        self._skip = 0
         return replace(choice, num_to_draft=counts)
 
     def _values(self, c: Candidates, members: Ints) -> Floats:
@@ -126,10 +137,12 @@ class ServerDrafts:
             seconds += float(self._step_s(context[choice.num_to_draft > step] + step)[-1])
         return seconds
 
-    def _further(self, before: _Drafted, work: Floats, gain: Floats, step_s: Floats) -> tuple[_Drafted, int] | None:
+    def _further(
+        self, before: _Drafted, work: Floats, gain: Floats, step_s: Floats, least_gain: float
+    ) -> tuple[_Drafted, int] | None:
         """One more step and for how many members, who add `work` `[M, 2]` and `gain` `[M]`, best first; None: nobody.
 
-        `step_s` `[M]`: what the step takes for the first 1, 2, ... of them.
+        `step_s` `[M]`: what the step takes for the first 1, 2, ... of them. `least_gain`: what it has to win.
         """
         if not len(gain):
             return None
@@ -138,10 +151,10 @@ class ServerDrafts:
         last = int((tokens / (seconds + before.drafting_s)).argmax())
         pass_s = self._target.pass_s(before.work)
         per_s = before.tokens / (pass_s + before.drafting_s)
-        if tokens[last] - before.tokens <= before.least_gain * per_s * (seconds[last] - pass_s):
+        if tokens[last] - before.tokens <= least_gain * per_s * (seconds[last] - pass_s):
             return None
         drafting_s = before.drafting_s + float(step_s[last])
-        return _Drafted(reached[last], float(tokens[last]), drafting_s, before.least_gain), last + 1
+        return _Drafted(reached[last], float(tokens[last]), drafting_s), last + 1
 
     def _step_s(self, context: Floats) -> Floats:
         """Seconds of a step for the first 1, 2, ... of the sessions with `context` tokens."""
@@ -153,17 +166,6 @@ def _context(c: Candidates, choice: Choice) -> Floats:
     """Tokens behind which the server drafts, `[M]`."""
     result: Floats = c.num_cached[choice.members] + choice.num_committed + choice.num_drafts
     return result
-
-
-@dataclass(frozen=True, slots=True)
-class _Drafted:
-    """A pass as far as it is drafted: its work `[2]`, the value of the tokens that it is expected to commit, and the
-    seconds of drafting before it. `least_gain`: what a further step has to win."""
-
-    work: Floats
-    tokens: float
-    drafting_s: float
-    least_gain: float
 
 
 def draft_weights(c: Candidates, rows: Ints) -> Floats:

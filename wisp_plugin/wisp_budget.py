@@ -74,7 +74,7 @@ class _Work:
     token: Floats
 
     @property
-    def beside(self) -> Floats:
+    def fixed(self) -> Floats:
         """Work of a pass with everybody, without that of the tokens."""
         return np.maximum(self.everyone - len(self.own) * self.token, 0.0)
 
@@ -119,23 +119,24 @@ class PassBudget:
         worth_s = c.tpot_s[runs] * tokens_per_turn  # what a turn is worth in time, and of that in time of the target:
         turn_s = np.maximum(worth_s - c.drafting_s, _LEAST_TURN_S)
         pace_s = min(self._pace_s(c, is_prefill, turn_s, work, now_s), longest_s)
-        is_helped = worth_s >= self._parameters.lost_pace * pace_s  # nobody is given up because the server drafts
-        if not is_helped.any():
+        can_keep_slo = worth_s >= self._parameters.lost_pace * pace_s  # nobody is given up because the server drafts
+        if not can_keep_slo.any():
             return self._needing_drafts(work, seconds_by_size, longest_s)
-        tightest_tpot_s = float(c.tpot_s[runs][is_helped].min())
+        tightest_tpot_s = float(c.tpot_s[runs][can_keep_slo].min())
         if tightest_tpot_s >= longest_s:
-            level_s, draft_price = self._level(work, float(tokens_per_turn.sum()))
-            level_s = max(longest_s, min(level_s, float(turn_s[is_helped].min())))
-            return Budget(level_s, draft_price, OwnTokens.DO)
+            even_s, draft_price = self._even_pass(work, float(tokens_per_turn.sum()))
+            even_s = max(longest_s, min(even_s, float(turn_s[can_keep_slo].min())))
+            return Budget(even_s, draft_price, OwnTokens.DO)
         own_tokens = OwnTokens.FALL_SHORT
         if tightest_tpot_s >= self._parameters.own_pace * longest_s:
             own_tokens = OwnTokens.NEARLY_DO
             least_value = self._needing_drafts(work, seconds_by_size, longest_s).draft_price
             turn_s = np.maximum(turn_s, _with_drafts_s(c, runs, least_value))
-        least_s = with_chunk_s if is_prefill.any() else 0.0
-        borne_s = float((turn_s + self._spared_s(c, runs, now_s))[is_helped].min())
+        # The tightest session bears what its turn is worth, and more if it is ahead, while that saves something.
+        borne_s = float((turn_s + self._spared_s(c, runs, now_s))[can_keep_slo].min())
         saving_s = self._longest_s(work, seconds_by_size, self._parameters.least_saving_ahead)
-        tightest_s = max(float(turn_s[is_helped].min()), min(borne_s, saving_s))
+        tightest_s = max(float(turn_s[can_keep_slo].min()), min(borne_s, saving_s))
+        least_s = with_chunk_s if is_prefill.any() else 0.0
         return self._needing_drafts(work, seconds_by_size, max(least_s, pace_s, tightest_s), own_tokens)
 
     def _spared_s(self, c: Candidates, runs: Ints, now_s: float) -> Floats:
@@ -154,7 +155,7 @@ class PassBudget:
 
     def _seconds_by_size(self, work: _Work) -> Floats:
         """Seconds of passes with `_SIZES` new tokens in all."""
-        return self._estimator.seconds(work.beside + _SIZES[:, None] * work.token)
+        return self._estimator.seconds(work.fixed + _SIZES[:, None] * work.token)
 
     def _longest_s(self, work: _Work, seconds_by_size: Floats, least_saving: float) -> float:
         """Seconds of the shortest pass that longer ones save hardly anything against: all but `least_saving` of it is
@@ -168,20 +169,20 @@ class PassBudget:
     ) -> Budget:
         """The budget where some session needs drafts: their price in a pass that takes all of it."""
         num_new = float(np.interp(budget_s, seconds_by_size, _SIZES))
-        draft_price = min(1.0, self._draft_price(work, work.beside + num_new * work.token, num_new))
+        draft_price = min(1.0, self._draft_price(work, work.fixed + num_new * work.token, num_new))
         return Budget(budget_s, draft_price, own_tokens)
 
     def _with_chunk_s(self, work: _Work) -> float:
         """Seconds of a pass with everybody's own token and the smallest chunk of prefill."""
         return self._estimator.pass_s(work.everyone + self._parameters.prefill_tokens * work.token)
 
-    def _level(self, work: _Work, num_committed: float) -> tuple[float, float]:
+    def _even_pass(self, work: _Work, num_committed: float) -> tuple[float, float]:
         """Seconds of a pass with all new tokens that come with `num_committed`, and the price of a draft token."""
         p = self._parameters
         num_new = num_committed * float(self._per_committed[0])
-        level = work.everyone + max(0.0, num_new - len(work.own)) * work.token
+        even = work.everyone + max(0.0, num_new - len(work.own)) * work.token
         longer = work.everyone + max(0.0, p.level_margin * num_new - len(work.own)) * work.token
-        return self._estimator.pass_s(longer), min(1.0, p.draft_margin * self._draft_price(work, level, num_new))
+        return self._estimator.pass_s(longer), min(1.0, p.draft_margin * self._draft_price(work, even, num_new))
 
     def _draft_price(self, work: _Work, whole: Floats, num_new: float) -> float:
         """A draft token's time in those of a committed token, without what is computed for prompts, in a pass with work

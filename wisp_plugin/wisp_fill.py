@@ -46,11 +46,11 @@ class Fill:
 
     def take(self, order: Ints) -> tuple[Ints, Ints]:
         """Committed and draft tokens of each session, int `[S]`."""
-        last = self._take_whole(order)
-        if last is not None:
-            rest = order[last:]  # there is no room for prompts any more; they keep nobody else out
+        blocked = self._fill_until_blocked(order)
+        if blocked is not None:
+            rest = order[blocked:]  # there is no room for prompts any more; they keep nobody else out
             rest = rest[self._wanted.num_uncached[rest] <= self._chunk_tokens]
-            self._take_whole(np.concatenate([order[:last], rest]))
+            self._fill_until_blocked(np.concatenate([order[:blocked], rest]))
         return self._committed, self._drafts
 
     def _sure(self) -> tuple[Floats, Floats]:
@@ -67,9 +67,9 @@ class Fill:
         features = item_features(self._c.num_cached, num_uncached + num_drafts, 1.0 + num_drafts)
         return self._estimator.work(features)
 
-    def _take_whole(self, order: Ints) -> int | None:
+    def _fill_until_blocked(self, order: Ints) -> int | None:
         """Take whole turns as far as they fit, and a part of the next one. Index in `order` of a prompt that is next
-        and has no room for its smallest chunk; None: the pass is full."""
+        and has no room for its smallest chunk, of which nothing is taken; None: the pass is full, or has everybody."""
         config, must = self._config, self._wanted.must
         reached = self._base + self._further[order].cumsum(axis=0)
         tokens = self._num_sure + self._num_further[order].cumsum()

@@ -11,16 +11,16 @@ from wisp_plugin.wisp_parameters import WispParameters
 
 
 @dataclass(slots=True)
-class Needs:
-    """When running sessions need their next tokens, `[S]`, and what their own tokens cost."""
+class Running:
+    """Running sessions: when they need their next tokens, `[S]`, and what their own tokens cost."""
 
     rows: Ints  # into the candidates
     sessions: Candidates  # those of `rows`
     num_uncached: Floats  # at most the smallest chunk
     own_work: Floats  # [S, 2]: memory and arithmetic of the own tokens
     slack_s: Floats  # until the next token is needed, less a pass with everybody's own tokens
-    need_s: Floats  # when a session starts to need a token
-    needs: Bools  # takes part whatever it costs
+    due_s: Floats  # from when on a session needs a token
+    is_due: Bools  # takes part whatever it costs
 
 
 @dataclass(slots=True)
@@ -33,8 +33,8 @@ class Offers:
     levels: Ints  # 0 to L - 1
     existing: Ints  # flat indices of the offers that there are
     work: Floats  # [2, S, L]: memory and arithmetic
-    needs: Bools  # [S]: takes part whatever it costs
-    need_s: Floats  # [S]: when a session starts to need a token
+    is_due: Bools  # [S]: takes part whatever it costs
+    due_s: Floats  # [S]: from when on a session needs a token
 
 
 def tells_turns(c: Candidates, parameters: WispParameters) -> Bools:

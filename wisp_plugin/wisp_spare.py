@@ -15,11 +15,11 @@ from wisp_plugin.config import EngineConfig
 from wisp_plugin.estimator import EMPTY_PASS, Estimator, token_features
 from wisp_plugin.policies import NEED, VALUE, Choice
 from wisp_plugin.roster import Candidates, Floats, Ints
-from wisp_plugin.wisp_offers import Needs, Offers
+from wisp_plugin.wisp_offers import Offers, Running
 from wisp_plugin.wisp_parameters import WispParameters
 
 _SAME_WEIGHT = 0.2  # weights of memory and arithmetic that differ by less give nearly the same order
-_MAX_ROUNDS = 2  # the price of an offer depends on the pass that it enters
+_MAX_ROUNDS = 2  # the price of an offer depends on the pass that it enters, so the order is found twice
 _LEAST_S = 1e-9  # what a token costs of which a profile says that it costs nothing
 _NEEDED = 1e15  # density of what is needed: above that of any other offer
 
@@ -32,16 +32,16 @@ class Spare:
         self._estimator = estimator
         self._parameters = parameters
 
-    def choose(self, needs: Needs, is_alone: bool) -> tuple[Choice, Floats]:
+    def choose(self, running: Running, is_alone: bool) -> tuple[Choice, Floats]:
         """The pass, and its work `[2]`; `is_alone`: no prefill waits."""
-        offers = self.offers(needs, is_alone)
+        offers = self.offers(running, is_alone)
         taken, work = self.fill(offers)
         turns = np.flatnonzero(taken)
         choice = Choice(
-            members=needs.rows[turns],
-            num_committed=needs.num_uncached[turns].astype(np.int64),
-            num_drafts=self._drafts_of(needs.sessions, offers, turns, taken[turns] - 1),
-            reasons=tuple([NEED if needed else VALUE for needed in needs.needs[turns].tolist()]),
+            members=running.rows[turns],
+            num_committed=running.num_uncached[turns].astype(np.int64),
+            num_drafts=self._drafts_of(running.sessions, offers, turns, taken[turns] - 1),
+            reasons=tuple([NEED if is_due else VALUE for is_due in running.is_due[turns].tolist()]),
         )
         return choice, work
 
@@ -55,12 +55,12 @@ class Spare:
         num_new = float(offers.num_uncached[turns].sum())
         return whole if num_new + whole.sum() <= self._config.max_pass_tokens else num_drafts
 
-    def offers(self, needs: Needs, is_alone: bool = True) -> Offers:
-        """What sessions offer that need `needs`; `is_alone`: nobody else needs the time of the server, so what is ahead
+    def offers(self, running: Running, is_alone: bool = True) -> Offers:
+        """What running sessions offer; `is_alone`: nobody else needs the time of the server, so what is ahead
         of its SLO counts in full."""
-        p, c, num_uncached = self._parameters, needs.sessions, needs.num_uncached
+        p, c, num_uncached = self._parameters, running.sessions, running.num_uncached
         levels = np.arange(c.survival.shape[1] + 1)
-        ahead = (needs.slack_s / c.tpot_s)[:, None] + levels
+        ahead = (running.slack_s / c.tpot_s)[:, None] + levels
         if is_alone:
             ahead[:] = 0.0
         slope = (1.0 - p.least_value) / p.horizon_tokens
@@ -70,9 +70,9 @@ class Spare:
         num_levels = 1 + np.where(num_uncached < c.num_uncached, 0.0, c.num_buffered).astype(np.int64)
         exists = levels < num_levels[:, None]
         value *= exists
-        work = self._offered_work(c, needs.own_work, len(levels))
+        work = self._offered_work(c, running.own_work, len(levels))
         existing = np.flatnonzero(exists)
-        return Offers(value, num_levels, num_uncached, levels, existing, work, needs.needs, needs.need_s)
+        return Offers(value, num_levels, num_uncached, levels, existing, work, running.is_due, running.due_s)
 
     def _offered_work(self, c: Candidates, own_work: Floats, num_levels: int) -> Floats:
         """Work `[2, S, L]`; that of a session's draft tokens taken as equal, behind half of the buffer."""
@@ -89,7 +89,7 @@ class Spare:
         if not num_sessions:
             return np.empty(0, np.int64), empty_work
         flat_value, flat_work = offers.value.reshape(-1), offers.work.reshape(2, -1)
-        num_needed, before = int(np.count_nonzero(offers.needs)), None
+        num_needed, before = int(np.count_nonzero(offers.is_due)), None
         work = empty_work + offers.work[:, :, :2].sum(axis=(1, 2))  # a guess: own tokens and one draft token each
         for _ in range(_MAX_ROUNDS):
             weights = self._estimator.weights(work)
@@ -111,9 +111,9 @@ class Spare:
         together = offers.value.cumsum(axis=1) / cost.cumsum(axis=1)
         is_head = offers.levels <= together.argmax(axis=1)[:, None]
         density = np.where(is_head, together.max(axis=1)[:, None], offers.value / cost)
-        needed = offers.needs.nonzero()[0]
+        needed = offers.is_due.nonzero()[0]
         if len(needed):
-            density[needed[offers.need_s[needed].argsort(kind="stable")], 0] = _NEEDED - np.arange(len(needed))
+            density[needed[offers.due_s[needed].argsort(kind="stable")], 0] = _NEEDED - np.arange(len(needed))
         order: Ints = offers.existing[(-density.reshape(-1)[offers.existing]).argsort(kind="stable")]
         return order
 

@@ -35,21 +35,16 @@ class Turns:
 
     def choose(self, c: Candidates, is_prefill: Bools, must_s: Floats, now_s: float, budget: Budget) -> Choice:
         """The pass. `must_s` `[S]`: when a session takes part whatever it costs (infinite: never)."""
-        must, has_no_room = self._musts(c, must_s, now_s)
+        must, without_room = self._musts(c, must_s, now_s)
         num_uncached = np.where(is_prefill, c.num_uncached, np.minimum(c.num_uncached, self._chunk_tokens))
-        num_uncached[has_no_room] = np.minimum(num_uncached[has_no_room], self._chunk_tokens)
+        num_uncached[without_room] = np.minimum(num_uncached[without_room], self._chunk_tokens)
         num_drafts = np.where(num_uncached < c.num_uncached, 0.0, c.num_buffered)
-        # Where nobody needs drafts, what a rejected one costs serves somebody else's own token, whoever's it is.
-        value, price = c.survival, budget.draft_price
-        if budget.own_tokens is not OwnTokens.DO:
-            if budget.own_tokens is OwnTokens.FALL_SHORT:
-                value = value * self._weights(c, budget.seconds)[:, None]
-            price = self._price(c, ~is_prefill, num_uncached) if num_drafts.any() else 0.0
-        num_drafts = self._valuable(c, value, price, num_drafts)
+        value, least_value = self._draft_rule(c, is_prefill, num_uncached, num_drafts, budget)
+        num_drafts = self._valuable(c, value, least_value, num_drafts)
         if self._fits(c, num_uncached, num_drafts, budget.seconds):
             committed, drafts = num_uncached.astype(np.int64), num_drafts.astype(np.int64)
         else:
-            order = self._order(c, is_prefill, must_s, has_no_room, now_s, budget)
+            order = self._order(c, is_prefill, must_s, without_room, now_s, budget)
             scarce = self._valuable(c, value, budget.draft_price, num_drafts)
             if budget.own_tokens is not OwnTokens.FALL_SHORT and (is_prefill & (c.is_lost == 0)).any():
                 scarce = np.where(self._spares_drafts(c, now_s), 0.0, scarce)
@@ -61,8 +56,21 @@ class Turns:
         reasons = tuple([(VALUE, NEED, PREFILL)[kind] for kind in kinds.tolist()])
         return Choice(members, committed[members], drafts[members], reasons)
 
+    def _draft_rule(
+        self, c: Candidates, is_prefill: Bools, num_uncached: Floats, num_drafts: Floats, budget: Budget
+    ) -> tuple[Floats, float]:
+        """What draft tokens count, `[S, K]`, and what one has to count where there is room for all."""
+        if budget.own_tokens is OwnTokens.DO:
+            # Nobody needs drafts: what a rejected one costs serves somebody else's own token, whoever's it is.
+            return c.survival, budget.draft_price
+        price = self._price(c, ~is_prefill, num_uncached) if num_drafts.any() else 0.0
+        if budget.own_tokens is OwnTokens.NEARLY_DO:
+            return c.survival, price
+        return c.survival * self._weights(c, budget.seconds)[:, None], price
+
     def _musts(self, c: Candidates, must_s: Floats, now_s: float) -> tuple[Bools, Ints]:
-        """Who takes part whatever it costs: in the order of need, as many as a pass has room for; and the others."""
+        """Who takes part whatever it costs, `[S]`: in the order of need, as many as a pass has room for; and the rows
+        of those without room."""
         must = np.zeros(len(c), bool)
         due = np.flatnonzero(must_s <= now_s)
         due = due[must_s[due].argsort(kind="stable")]
@@ -72,7 +80,7 @@ class Turns:
         return must, due[~fits]
 
     def _order(
-        self, c: Candidates, is_prefill: Bools, must_s: Floats, has_no_room: Ints, now_s: float, budget: Budget
+        self, c: Candidates, is_prefill: Bools, must_s: Floats, without_room: Ints, now_s: float, budget: Budget
     ) -> Ints:
         """Everybody, in the order of need. A first token that is late, or will be, makes nobody else late, but comes
         before what is far ahead, and does not wait for ever; and nobody overtakes those who would have to take part and
@@ -86,7 +94,7 @@ class Turns:
         if budget.own_tokens is OwnTokens.DO:
             has_time = is_prefill & (needed_s > now_s + p.first_token_passes * budget.seconds)
             rank = np.where(rank > 0, 2, has_time)
-        rank[has_no_room], needed_s[has_no_room] = -1, must_s[has_no_room]
+        rank[without_room], needed_s[without_room] = -1, must_s[without_room]
         order: Ints = np.lexsort((needed_s, rank))
         return order
 

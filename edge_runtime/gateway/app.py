@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from edge_runtime.drafting_thread import take_turns
+from edge_runtime.drafting_thread import set_switch_interval
 from edge_runtime.gateway import openai_routes, tgi_routes, ui_routes
 from edge_runtime.gateway.device import GatewayDevice, Speculation, make_dealer
 from edge_runtime.gateway.parameters import Limits
@@ -133,7 +133,7 @@ def _listen(host: str, port: int) -> socket.socket:
 def main(args: argparse.Namespace) -> int:
     """Serve until a signal."""
     _check(args)
-    take_turns()  # the event loop must not wait for a session's thread to have its 5 ms
+    set_switch_interval()  # the event loop must not wait for a session's thread to have its 5 ms
     sock = _listen(args.host, args.port)
     with sock:
         device = load_device(args)

@@ -9,7 +9,7 @@ import logging
 import time
 from dataclasses import dataclass, field
 
-from edge_runtime.drafting_thread import take_turns
+from edge_runtime.drafting_thread import set_switch_interval
 from edge_runtime.gateway.device import GatewayDevice
 from edge_runtime.gateway.errors import overloaded
 from edge_runtime.gateway.generation import Generation, Times
@@ -71,7 +71,7 @@ class Sessions:
             raise
         self.running.add(generation)
         self._served.add(generation)
-        take_turns(len(self.running))
+        set_switch_interval(len(self.running))
         return generation
 
     def _run(self, generation: Generation) -> None:
@@ -84,7 +84,7 @@ class Sessions:
     def _on_ended(self, generation: Generation) -> None:
         self.running.discard(generation)
         self._served.discard(generation)
-        take_turns(len(self.running))
+        set_switch_interval(len(self.running))
         self._slots.release()
 
     def leave(self, generation: Generation) -> None:
