@@ -73,8 +73,11 @@ class EdgeWork:
         self._drafter = drafter
         self._sampling = sampling
         self._clock = clock
-        self._lock = threading.Lock()  # of the session and `_is_busy`; held for microseconds
-        self._sending = threading.Lock()  # held by who sends or opens the stream; of two locks it is taken first
+        # Of the session, `_connection`, `_is_busy` and `_active_s`; held for microseconds.
+        self._lock = threading.Lock()
+        # Held by who sends or opens the stream, so of `_lost` and of `_is_connected` where that becomes True (anybody
+        # may disconnect at any time). Of two locks it is taken first.
+        self._sending = threading.Lock()
         self._connection = 0  # number of the connection in use
         self._is_connected = False
         self._lost: TransportError | None = None  # how that connection was lost while sending

@@ -87,7 +87,7 @@ class SpeculationController:
         self.num_choices = self.num_abstained = self.num_probes = 0  # empty chains: asked about, left empty, probed
         self._model = model
         base = model.base if model else _PRIOR
-        self._now, self._following = Calibration(base), Calibration(base)
+        self._own, self._following = Calibration(base), Calibration(base)
         self._tokens: deque[_Belief] = deque()
         self._abstention = abstention
         self._decided: bool | None = None  # about an empty chain, until the next commit
@@ -97,7 +97,7 @@ class SpeculationController:
     @property
     def calibration(self) -> Calibration:
         """Of the probability that a drafted token is accepted."""
-        return self._now
+        return self._own
 
     # -- decisions ----------------------------------------------------------------------------------------------
 
@@ -137,12 +137,12 @@ class SpeculationController:
         """A draft token has joined the chain. Without `stats` it is believed to be as good as the recent ones."""
         tokens = self._tokens
         if self._model is None or stats is None:
-            now = following = 0.0
+            own = following = 0.0
         else:
             before = tokens[-1].stats if tokens else None
             rates = self._model.rates(token)
-            now, following = self._model.log_odds(features(stats, before, len(tokens), self._now.recent, rates))
-        tokens.append(_Belief(stats, now, following))
+            own, following = self._model.log_odds(features(stats, before, len(tokens), self._own.recent, rates))
+        tokens.append(_Belief(stats, own, following))
         self._extend(tokens[-1])
 
     def on_commit(self, num_right: int, found_wrong: bool, is_kept: bool) -> None:
@@ -160,22 +160,22 @@ class SpeculationController:
         self._note_chain()
 
     def _learn(self, index: int, accepted: bool) -> None:
-        self._now.learn(self._tokens[index].now, accepted)
-        if index:
+        self._own.learn(self._tokens[index].own, accepted)
+        if index:  # what the token before it foretold
             self._following.learn(self._tokens[index - 1].following, accepted)
 
     # -- beliefs ------------------------------------------------------------------------------------------------
 
     def _note_chain(self) -> None:
         """Beliefs about the whole chain anew: what is committed is certain now."""
-        self.chain = Chain(following=self._now.recent, acceptance=self._now.recent)
+        self.chain = Chain(following=self._own.recent, acceptance=self._own.recent)
         for token in self._tokens:
             self._extend(token)
 
     def _extend(self, token: _Belief) -> None:
         chain = self.chain
         known = self._model is not None and token.stats is not None
-        chain.accepts = self._now.probability(token.now) if known else chain.acceptance
+        chain.accepts = self._own.probability(token.own) if known else chain.acceptance
         chain.survival.append(chain.alive * chain.accepts)
         chain.following = self._following.probability(token.following) if known else chain.acceptance
         chain.stats = token.stats
@@ -184,10 +184,10 @@ class SpeculationController:
 class _Belief:
     """A draft token and the model's log-odds that it, and the one behind it, are accepted."""
 
-    __slots__ = ("following", "now", "stats")
+    __slots__ = ("following", "own", "stats")
 
-    def __init__(self, stats: DraftStats | None, now: float, following: float) -> None:
-        self.stats, self.now, self.following = stats, now, following
+    def __init__(self, stats: DraftStats | None, own: float, following: float) -> None:
+        self.stats, self.own, self.following = stats, own, following
 
 
 class Abstention:

@@ -23,6 +23,7 @@ from wisp_plugin.roster import Bools, Candidates, Floats
 MAX_SESSIONS = 16  # with more, somebody always had rather go now
 FEW_SESSIONS = 4  # so few have the server for themselves, whatever their SLOs make of its load
 _MAX_WAITED = 24  # draft tokens that are waited for
+_WAITED: Floats = np.arange(_MAX_WAITED + 1.0)  # j, `[J]`
 _ACCEPTANCE = (0.02, 0.98)
 _LEAST_GAIN = 0.1  # committed tokens that waiting has to win: nearer to zero the estimates are too rough
 
@@ -36,26 +37,29 @@ def waits_for_drafts(c: Candidates, now_s: float, pass_s: float, token_s: float 
     """
     a = np.clip(c.acceptance, *_ACCEPTANCE)[:, None]
     gap_s = np.maximum(c.draft_gap_s, 1e-4)[:, None]
-    next_s = np.maximum(c.next_draft_s - now_s, 0.0)[:, None]
-    is_expected = np.isfinite(c.next_draft_s)
-    next_s[~is_expected] = 0.0
-    waited = np.arange(_MAX_WAITED + 1.0)
-    # The policies behind a rejection, where the first draft token is a round trip and a draft step away.
-    trip_s = 2.0 * c.way_s[:, None] + gap_s
+    trip_s = 2.0 * c.way_s[:, None] + gap_s  # behind a rejection the first draft token is a round trip and a step away
     passes = _Passes(a, gap_s, pass_s, token_s)
-    tokens, time_s = passes.cycle(trip_s, waited)
-    rates = tokens / time_s
-    rate = rates.max(axis=1, keepdims=True)
-    buffered, alive = c.survival.sum(axis=1)[:, None], np.ones((len(c), 1))
-    has_drafts = np.flatnonzero(c.num_buffered > 0)
-    alive[has_drafts, 0] = c.survival[has_drafts, c.num_buffered[has_drafts].astype(int) - 1]
-    tokens, time_s = passes.cycle(next_s, waited, c.num_buffered[:, None], buffered, alive)
-    gain = tokens - rate * time_s
+    tokens, time_s = passes.cycle(trip_s, _WAITED)
+    rates = tokens / time_s  # [S, J], behind a rejection
+    gain = _gain(c, now_s, passes, rates.max(axis=1, keepdims=True))
     waits = gain[:, 1:].max(axis=1) > gain[:, 0] + _LEAST_GAIN
     # The device knows its own tokens better than their mean: it tells how far a new chain is worth waiting for.
     worth_s = trip_s[:, 0] + (c.worth_tokens - 1.0) * gap_s[:, 0] + pass_s + token_s * c.worth_tokens
     tells = (c.worth_tokens > 0) & (c.is_new_chain > 0) & ((1.0 + c.worth_gain) / worth_s > rates[:, 0])
-    result: Bools = (waits | tells) & is_expected
+    result: Bools = (waits | tells) & np.isfinite(c.next_draft_s)
+    return result
+
+
+def _gain(c: Candidates, now_s: float, passes: _Passes, rate: Floats) -> Floats:
+    """Q(j), `[S, J]`: tokens until the next rejection if the next pass waits for j draft tokens, less what their time
+    would give at `rate` `[S, 1]` tokens per second."""
+    next_s = np.maximum(c.next_draft_s - now_s, 0.0)[:, None]
+    next_s[~np.isfinite(c.next_draft_s)] = 0.0
+    right, alive = c.survival.sum(axis=1)[:, None], np.ones((len(c), 1))
+    has_drafts = np.flatnonzero(c.num_buffered > 0)
+    alive[has_drafts, 0] = c.survival[has_drafts, c.num_buffered[has_drafts].astype(int) - 1]
+    tokens, time_s = passes.cycle(next_s, _WAITED, c.num_buffered[:, None], right, alive)
+    result: Floats = tokens - rate * time_s
     return result
 
 
