@@ -25,7 +25,7 @@ from bench.results import (
     short_table,
     whole_table,
     with_table,
-)  # fmt: skip
+)
 from wisp_plugin.errors import ConfigError
 
 
