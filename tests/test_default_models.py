@@ -202,6 +202,7 @@ def test_two_drafts_are_made_at_a_time_and_told_in_order(monkeypatch: pytest.Mon
         return ModelState(precision, Path(precision), force)
 
     target = ModelState("target", Path("target"), True)
+    monkeypatch.setattr(default_models, "_EXPORTS_AT_A_TIME", 2)  # on one core it is 1
     monkeypatch.setattr(default_models, "ensure_default_target", lambda progress, force: target)
     monkeypatch.setattr(default_models, "ensure_default_draft", make)
     states = default_models.ensure_default_models(print, force=True, drafts=("a", "b", "c", "d"))
