@@ -44,6 +44,7 @@ from bench.comparison_command import assumptions
 from bench.gpu_profile import DEFAULT
 from bench.html_report import DEFINITIONS, Page
 from bench.matrix_figures import (
+    NO_REGRET,
     SETTING_COLUMNS,
     TABLE_COLUMNS,
     WASTE_COLUMNS,
@@ -57,12 +58,16 @@ from bench.matrix_figures import (
 from bench.matrix_parts import CellResult
 from bench.matrix_recheck import Recheck
 from bench.matrix_run import MatrixRuns
-from bench.report import commit, finish, print_table
+from bench.report import check_targets, commit, finish, print_table
 from bench.systems import BASELINES, FEW, FULL
 from edge_runtime.cores import usable_cores
 from wisp_plugin.errors import ConfigError
 from wisp_plugin.home import wisp_home
 
+TARGETS = {
+    **{f"matrix_min_{figure}": f">= {NO_REGRET}" for figure in ("capacity", "goodput")},
+    **{f"{figure}_vs_published_gm": ">= 1.3" for figure in ("capacity", "goodput")},
+}
 RUNS = {"short": SHORT, "medium": MEDIUM, "long": Timing()}
 
 
@@ -109,7 +114,8 @@ def main(args: argparse.Namespace) -> int:
     print_table("WISP against the best other system", TABLE_COLUMNS, table_rows(results))
     figures = {**matrix_figures(results), "cells_rechecked": rechecked,
                "cells_to_recheck": sum(map(is_lost, first)) - len(rechecked)}  # fmt: skip
-    finish("matrix", {**figures, "columns": list(TABLE_COLUMNS), "matrix": table_rows(results),
+    missed = check_targets(figures, {name: asked for name, asked in TARGETS.items() if figures[name] is not None})
+    finish("matrix", {**figures, "missed": missed, "columns": list(TABLE_COLUMNS), "matrix": table_rows(results),
                       "results": [asdict(r) for r in results]}, vars(args), args.seed)  # fmt: skip
     if args.report:
         with report_in(args.report):
