@@ -13,21 +13,15 @@ import matplotlib.ticker
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
+from bench.systems import LABELS
+
 _SIZE, _DPI = (9.0, 4.5), 110
 _STYLES = {
-    "wisp": ("WISP", "#c0392b", "-"),
-    "wisp-edge-only": ("WISP, devices draft alone", "#ec7063", ":"),
-    "wisp-no-devices": ("WISP, server drafts alone", "#e59866", "-."),
-    "wisp-no-controller": ("WISP without its controller", "#6e2c00", ":"),
-    "wisp-no-scheduler": ("WISP without its scheduler", "#ba4a00", ":"),
-    "wisp-no-holding": ("WISP without holding", "#edbb99", ":"),
-    "centralized": ("centralized serving", "#2c3e50", "-"),
-    "slo-central": ("our scheduler, no drafts", "#16a085", "-"),
-    "sled": ("SLED", "#7f8c8d", "--"),
-    "published": ("WISP as published", "#2980b9", "--"),
-    "colocated": ("co-located speculation", "#8e44ad", "-."),
-    "fixed-edf": ("fixed draft length, EDF", "#d68910", "--"),
-}  # variants of WISP are reddish
+    "wisp": ("#c0392b", "-"), "centralized": ("#2c3e50", "-"), "sled": ("#7f8c8d", "--"),
+    "published": ("#2980b9", "--"), "slo-central": ("#16a085", "-"), "colocated": ("#8e44ad", "-."),
+    "fixed-edf": ("#d68910", "--"), "wisp-edge-only": ("#ec7063", ":"), "wisp-no-devices": ("#e59866", "-."),
+    "wisp-no-controller": ("#6e2c00", ":"), "wisp-no-scheduler": ("#ba4a00", ":"), "wisp-no-holding": ("#edbb99", ":"),
+}  # fmt: skip  # variants of WISP are reddish
 _OTHER = "#b2babb", ":"
 Points = Sequence[tuple[float, float]]
 
@@ -37,10 +31,10 @@ def curves(path: Path, series: Mapping[str, Points], x_label: str, y_label: str,
     `line_at` draws a threshold."""
     figure, axes = plt.subplots(figsize=_SIZE)
     for name in sorted(series, key=lambda name: -max(y for _, y in series[name])):
-        label, color, style = _STYLES.get(name, (name, *_OTHER))
+        color, style = _STYLES.get(name, _OTHER)
         xs, ys = zip(*sorted(series[name]), strict=True)
         is_ours = name == "wisp"
-        axes.plot(xs, ys, style, color=color, marker="o", markersize=3, label=label,
+        axes.plot(xs, ys, style, color=color, marker="o", markersize=3, label=LABELS.get(name, name),
                   linewidth=2.5 if is_ours else 1.3, zorder=3 if is_ours else 2)  # fmt: skip
     if line_at is not None:
         axes.axhline(line_at, color="black", linewidth=0.7)
@@ -57,12 +51,11 @@ def bars(
 ) -> Path:
     """A bar per system; `errors`: how far the interval reaches below and above."""
     figure, axes = plt.subplots(figsize=_SIZE)
-    colors = [_STYLES.get(name, (name, *_OTHER))[1] for name in values]
+    colors = [_STYLES.get(name, _OTHER)[0] for name in values]
     spans = [[errors.get(name, (0.0, 0.0))[side] for name in values] for side in (0, 1)]
     # The value below its bar: at the end of the interval it would be read as that height.
-    names = [f"{_STYLES.get(name, (name,))[0]}\n{value:.3g}" for name, value in values.items()]
-    axes.bar(names, list(values.values()), yerr=spans,
-             color=colors, capsize=3)  # fmt: skip
+    names = [f"{LABELS.get(name, name)}\n{value:.3g}" for name, value in values.items()]
+    axes.bar(names, list(values.values()), yerr=spans, color=colors, capsize=3)
     axes.set_ylabel(y_label)
     axes.tick_params(axis="x", rotation=30, labelsize=8)
     axes.grid(axis="y", alpha=0.3)

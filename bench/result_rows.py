@@ -6,22 +6,8 @@ from collections.abc import Callable
 
 from bench.report import format_cell
 from bench.result_row import Document, Group, Row, filled
+from bench.systems import ABLATIONS, BASELINES, LABELS
 
-_OTHERS = {
-    "centralized": "tuned centralized serving",
-    "slo-central": "our scheduler without drafts",
-    "sled": "SLED",
-    "published": "WISP as published",
-    "colocated": "co-located speculation, drafts on the server for all",
-    "fixed-edf": "fixed draft length with EDF",
-}
-_ABLATIONS = {
-    "wisp-no-controller": "without its controller",
-    "wisp-no-scheduler": "without its scheduler",
-    "wisp-no-holding": "without holding",
-    "wisp-edge-only": "without a draft model on the server",
-    "wisp-no-devices": "without what devices draft",
-}
 _GOALS = {
     "centralized": ">= 2.1; >= 1.94", "sled": ">= 4.1; >= 3.7", "colocated": ">= 0.97; >= 0.97",
     "fixed-edf": ">= 0.97; >= 0.97",
@@ -89,20 +75,20 @@ GROUPS = (
     Group("Against other systems, each at the best of its settings: five seeds", "goodput",
           "goodput --systems slo-central centralized sled published colocated fixed-edf wisp-edge-only wisp-no-devices",
           tuple(
-              Row(f"{label}: capacity; peak goodput", _against(name), _GOALS.get(name, ""),
-                  "" if name == "slo-central" else f"capacity; peak goodput against {label} (simulated)")
-              for name, label in _OTHERS.items()
+              Row(f"{LABELS[name]}: capacity; peak goodput", _against(name), _GOALS.get(name, ""),
+                  "" if name == "slo-central" else f"capacity; peak goodput against {LABELS[name]} (simulated)")
+              for name in BASELINES
           )),
     Group("The same with five other seeds", "other_seeds",
           "goodput --few --seed 20 --together 2 --systems centralized sled colocated",
           tuple(
-              Row(f"{_OTHERS[name]}: capacity; peak goodput", _against(name), _GOALS[name])
+              Row(f"{LABELS[name]}: capacity; peak goodput", _against(name), _GOALS[name])
               for name in ("centralized", "sled", "colocated")
           )),
     Group("What the parts of WISP bring, WISP against itself without one: three seeds", "ablations",
           "goodput --few --seeds 3 --together 2 --systems slo-central wisp-no-controller wisp-no-scheduler "
           "wisp-no-holding wisp-edge-only wisp-no-devices",
-          tuple(Row(f"{label}: capacity; peak goodput", _against(name)) for name, label in _ABLATIONS.items())),
+          tuple(Row(f"{LABELS[kind.name]}: capacity; peak goodput", _against(kind.name)) for kind in ABLATIONS)),
     Group("Other assumptions, one seed: capacity; peak goodput", "sensitivity",
           "goodput --few --seeds 1 --sensitivity --systems centralized sled",
           tuple(Row(label, _under(assumption)) for assumption, label in _ASSUMPTIONS.items()),

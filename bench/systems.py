@@ -240,3 +240,18 @@ FEW: tuple[Kind, ...] = (
 )
 BASELINES = tuple(kind.name for kind in FULL)
 SYSTEMS = {kind.name: kind for kind in (*FULL, WISP, *ABLATIONS)}
+# What people call them, in tables and plots.
+LABELS = {
+    "wisp": "WISP",
+    "centralized": "centralized serving",
+    "slo-central": "our scheduler, no drafts",
+    "sled": "SLED",
+    "published": "WISP as published",
+    "colocated": "co-located speculation",
+    "fixed-edf": "fixed draft length, EDF",
+    "wisp-no-controller": "WISP without its controller",
+    "wisp-no-scheduler": "WISP without its scheduler",
+    "wisp-no-holding": "WISP without holding",
+    "wisp-edge-only": "WISP, devices draft alone",
+    "wisp-no-devices": "WISP, server drafts alone",
+}
