@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bench.report import format_cell
-from bench.result_row import Document, Group, Row, filled
+from bench.result_table import Document, Group, Row, filled
 from bench.systems import ABLATIONS, BASELINES, LABELS
 
 _GOALS = {

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 from bench.cli import COMMANDS
 from bench.result_plots import check_drawable, draw
-from bench.result_row import SHORT_HEAD, Document, Group
 from bench.result_rows import GROUPS
+from bench.result_table import SHORT_HEAD, Document, Group
 from wisp_plugin.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from bench.report import format_cell
-from bench.result_row import Group, Row
 from bench.result_rows import GROUPS
+from bench.result_table import Group, Row
 from bench.results import (
     BEGIN,
     END,
