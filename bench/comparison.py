@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from bench.best import Best, tight_interference_ms
 from bench.cells import Cell, Timing
 from bench.finalists import Asked, run_finals
 from bench.intervals import Interval, mean_interval, ratio_interval
 from bench.lab import Lab
-from bench.search import Best, Question, best_of, find_best, tight_interference_ms
-from bench.systems import BASELINES, SYSTEMS, Kind
+from bench.search import Question, find_best
+from bench.settings import Kind
+from bench.systems import BASELINES, SYSTEMS
 
 PUBLISHED = {"centralized": (2.1, 1.94), "sled": (4.1, 3.7)}  # capacity and goodput of the paper's best case
 _FIRST_DEVICES = 32  # where a search begins
@@ -74,7 +76,13 @@ def _swept(
     swept = [Question(cell, part, timing, seed, _FIRST_DEVICES, wants_peak) for cell, _, own in parts for part in own]
     # The last system is ours and takes longest: begun first, it is not waited for alone.
     answered = reversed(lab.map("sweep", find_best, swept[::-1], note=str))
-    return [Asked(cell, kind, best_of([next(answered) for _ in own])) for cell, kind, own in parts]
+    return [Asked(cell, kind, _best_of([next(answered) for _ in own])) for cell, kind, own in parts]
+
+
+def _best_of(bests: Sequence[Best]) -> Best:
+    """One system of which parts of the settings were searched apart: the first of the highest capacity and peak."""
+    holder, leader = max(bests, key=lambda best: best.capacity), max(bests, key=lambda best: best.peak_goodput)
+    return replace(holder.with_peak_of(leader), runs=[run for best in bests for run in best.runs])
 
 
 def ratio_figures(comparison: Comparison, figure: str) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from bench.gpu_profile import DEFAULT, NORMS, draft_step_on, find_profile, is_de
 from bench.html_report import DEFINITIONS, Page
 from bench.intervals import mean_interval
 from bench.report import commit
+from bench.settings import Kind
 from bench.sim_colocated import DraftingCost
-from bench.systems import ABLATIONS, BASELINES, FEW, FULL, SYSTEMS, Kind
+from bench.systems import ABLATIONS, BASELINES, FEW, FULL, SYSTEMS
 from bench.trace_walk import load_ring
 from edge_runtime.cores import usable_cores
 from wisp_plugin.estimator import FEATURES

@@ -22,9 +22,9 @@ from bench.gpu_cost import line
 from bench.lab import Figures, Lab, mean_figures
 from bench.scenario import Scenario
 from bench.search import Search
+from bench.settings import Kind, Setting
 from bench.sim_colocated import DraftingCost
 from bench.simulator import simulate
-from bench.systems import Kind, Setting
 from wisp_plugin.estimator import Costs
 
 LENGTHS = (1, 2, 4)

@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from bench.best import ATTAINMENT, Best
 from bench.cells import Cell, Timing
 from bench.lab import Lab
-from bench.search import ATTAINMENT, Best, Question, find_best
-from bench.systems import Kind, Setting, reachable
+from bench.search import Question, find_best
+from bench.settings import Kind, Setting, reachable
 
 MOST = 2  # for capacity, and as many for the peak
 CLOSE_CAPACITY, CLOSE_PEAK = 0.9, 0.97

@@ -28,7 +28,7 @@ from bench.lab import Lab
 from bench.report import finish, print_table
 from bench.search import measure_in
 from bench.sensitivity import SENSITIVITY_COLUMNS, sensitivity, table_rows, variants
-from bench.systems import Kind, reachable
+from bench.settings import Kind, reachable
 
 GRID = (8, 16, 24, 32, 40, 56, 68, 80, 104)
 _SHOWN = ("goodput", "attainment", "wdt_share", "busy_share", "mean_pass_ms")

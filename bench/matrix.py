@@ -13,10 +13,10 @@ tpot is in unloaded passes: one class per cell. Without `--full`: 12 cells, few 
 system of a cell is a JSON line in `--state` once it is found; with the same file a stopped run goes on. The corners of
 the matrix come first, its middle last; `--finished` tells what there is so far, of cells with all their systems.
 
-A peak with one seed holds to some 3 %. `--recheck N` runs every cell below 0.97 on N seeds, all systems with what was
-best on the first, and their means stand for the cell: `cells_rechecked` has both, `cells_to_recheck` counts lost cells
-that have no more seeds yet. The first seed, for which they were
-picked, counts among the N; cells that luck has lifted above 0.97 are not looked at again.
+A peak with one seed holds to some 3 %. `--recheck N` runs every cell below 0.97 on N seeds, WISP and all systems that
+are not far from the best other one, with what was best for each on the first, and their means stand for the cell:
+`cells_rechecked` has both, `cells_to_recheck` counts lost cells that have no more seeds yet. The first seed, for which
+they were picked, counts among the N; cells that luck has lifted above 0.97 are not looked at again.
 """
 
 from __future__ import annotations

@@ -12,11 +12,12 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
+from bench.best import Best, tight_interference_ms
 from bench.cells import DRAFTS, MIX, Cell, Timing
 from bench.gpu_profile import DEFAULT, draft_step_on
 from bench.report import commit
-from bench.search import HOW, Best, tight_interference_ms
-from bench.systems import CHUNKS, LENGTHS, Kind
+from bench.search import HOW
+from bench.settings import CHUNKS, LENGTHS, Kind
 from bench.traces_folder import trace_path
 from wisp_plugin.wisp_parameters import WispParameters
 
@@ -47,18 +48,24 @@ class Part:
         )  # fmt: skip
 
     def best(self) -> Best:
-        """What was found on the first seed, without the figures of its runs."""
+        """What was found on the first seed, with no other figures than a part has."""
         capacity, (holder, leader) = int(self.capacity[0]), self.settings
         devices = capacity if self.peak_devices is None else self.peak_devices
-        return Best(self.system, capacity, holder, {}, self.goodput[0], devices, leader, {}, [])
+        noted = {"goodput": self.goodput[0], "wdt_share": self.wdt_share, "interference_ms_": self.interference_ms}
+        figures = {name: value for name, value in noted.items() if value is not None}
+        return Best(self.system, capacity, holder, {}, self.goodput[0], devices, leader, figures, [])
 
     def and_more(self, bests: Sequence[Best]) -> Part:
         """The same with more seeds."""
-        more, now = Part.of(self.cell, bests), commit()
-        made_by = self.made_by if now in self.made_by.split(", ") else f"{self.made_by}, {now}"
+        more = Part.of(self.cell, bests).made_behind(self)
         return replace(
-            self, capacity=self.capacity + more.capacity, goodput=self.goodput + more.goodput, made_by=made_by
+            self, capacity=self.capacity + more.capacity, goodput=self.goodput + more.goodput, made_by=more.made_by
         )
+
+    def made_behind(self, other: Part) -> Part:
+        """The same, made by the commit of `other` too."""
+        makers = [*other.made_by.split(", "), *self.made_by.split(", ")]
+        return replace(self, made_by=", ".join(dict.fromkeys(makers)))
 
     def goes_on_from(self, other: Part) -> bool:
         """True if this is `other` with more seeds."""

@@ -15,7 +15,7 @@ from bench.matrix_state import append_part, load_parts
 from bench.more_seeds import on_seed
 from bench.report import Progress, format_cell
 from bench.search import Question, find_best
-from bench.systems import Kind
+from bench.settings import Kind
 
 _FIRST = {1.05: 16, 1.1: 24, 1.5: 48, 2.0: 64, 4.0: 96}  # devices that a search begins with, by tpot
 
@@ -36,20 +36,21 @@ class MatrixRuns:
     def run(self, wanted: Sequence[Cell]) -> list[CellResult]:
         """Results in the order of `wanted`; systems that the file has in a cell are taken from there.
 
-        Systems of different cells run beside each other: no core waits for the last system of a cell.
+        Systems of different cells run beside each other: no core waits for the last system of a cell. Where the file
+        has a system without the last of its settings, that one is searched alone.
         """
         keys, done = self._keys(), {} if self.fresh else self.finished_parts()
         with Lab(self.num_jobs) as lab, Progress(len(wanted) * len(self.systems), "matrix") as progress:
             progress.step(sum((cell, kind.name) in done for cell in wanted for kind in self.systems))
-            for part in self._missing_parts(lab, corners_first(wanted), done):
+            for part in self._missing_parts(lab, corners_first(wanted), done, self._parts_before_last()):
                 done[part.cell, part.system] = part
                 append_part(self.path, keys[part.system], part)
                 progress.step(note=self._said_of(part, done))
         return self._whole(wanted, done)
 
-    def _missing_parts(self, lab: Lab, cells: Sequence[Cell], done: Parts) -> Iterator[Part]:
+    def _missing_parts(self, lab: Lab, cells: Sequence[Cell], done: Parts, known: Parts) -> Iterator[Part]:
         """What is not done: at once where it is the same to a system as what is, all else as it is found, once for
-        cells that are the same to it."""
+        cells that are the same to it. `known`: parts without the last setting."""
         alike: dict[tuple[str, Cell], list[Cell]] = {}
         kinds = {kind.name: kind for kind in self.systems}
         for cell in cells:
@@ -60,7 +61,10 @@ class MatrixRuns:
                     yield part
                 else:
                     alike.setdefault((kind.name, seen_by(kind, cell)), []).append(cell)
-        asked = [_Asked(own[0], kinds[name], self.timing, self.seeds) for (name, _), own in alike.items()]
+        asked = [
+            _Asked(own[0], kinds[name], self.timing, self.seeds, same_to(kinds[name], own[0], known))
+            for (name, _), own in alike.items()
+        ]
         for found in lab.as_they_come(_find, asked):
             for cell in alike[found.system, seen_by(kinds[found.system], found.cell)]:
                 yield replace(found, cell=cell)
@@ -83,21 +87,32 @@ class MatrixRuns:
         """All that the file has."""
         return load_parts(self.path, self._keys(), self.warn)
 
+    def _parts_before_last(self) -> Parts:
+        if self.fresh:
+            return {}
+        return load_parts(self.path, self._keys_of([kind.before_last for kind in self.systems if kind.before_last]))
+
     def _keys(self) -> dict[str, str]:
-        return {kind.name: key_of(self.timing, self.seeds, kind, self.profile) for kind in self.systems}
+        return self._keys_of(self.systems)
+
+    def _keys_of(self, kinds: Sequence[Kind]) -> dict[str, str]:
+        return {kind.name: key_of(self.timing, self.seeds, kind, self.profile) for kind in kinds}
 
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A system in a cell, on all seeds; can be sent to another process."""
+    """A system in a cell, on all seeds; can be sent to another process. `known`: the same without the last setting."""
 
     cell: Cell
     kind: Kind
     timing: Timing
     seeds: Sequence[int]
+    known: Part | None
 
 
 def _find(asked: _Asked) -> Part:
-    cell, kind, timing, seeds = asked.cell, asked.kind, asked.timing, asked.seeds
-    tuned = find_best(Question(cell, kind, timing, seeds[0], _FIRST.get(cell.tpot_passes, 32)))
-    return Part.of(cell, [tuned, *(on_seed(cell, kind, tuned, timing, seed) for seed in seeds[1:])])
+    cell, kind, timing, seeds, known = asked.cell, asked.kind, asked.timing, asked.seeds, asked.known
+    first = _FIRST.get(cell.tpot_passes, 32)
+    tuned = find_best(Question(cell, kind, timing, seeds[0], first, known=known.best() if known else None))
+    found = Part.of(cell, [tuned, *(on_seed(cell, kind, tuned, timing, seed) for seed in seeds[1:])])
+    return found.made_behind(known) if known else found

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from bench.best import Best
 from bench.cells import Cell, Timing
 from bench.lab import Lab
-from bench.search import Best, Question, find_best
-from bench.systems import Kind, reachable
+from bench.search import Question, find_best
+from bench.settings import Kind, reachable
 
 
 def on_seeds(

@@ -34,13 +34,14 @@ from bench.arguments import (
     number,
     whole_number,
 )
+from bench.best import ATTAINMENT, Figures
 from bench.cells import DRAFTS, Timing
 from bench.gpu_cost import unloaded_pass_s
 from bench.gpu_profile import DEFAULT, find_profile, is_derived
 from bench.lab import Lab
 from bench.plans import AS_ASKED, SECOND_SERVER, WITHOUT_DRAFTS, Plan, make_plans
 from bench.report import finish, print_table
-from bench.search import ATTAINMENT, MOST_DEVICES, Figures, Search
+from bench.search import MOST_DEVICES, Search
 from bench.simulator import simulate
 from bench.systems import WISP
 from edge_runtime.cores import usable_cores

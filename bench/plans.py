@@ -12,7 +12,8 @@ from bench.cells import DRAFTS
 from bench.gpu_cost import unloaded_pass_s
 from bench.gpu_profile import draft_step_on, find_profile, knows_draft_step, kv_tokens
 from bench.scenario import Scenario
-from bench.systems import SLO_CENTRAL, WISP, Setting
+from bench.settings import Setting
+from bench.systems import SLO_CENTRAL, WISP
 from bench.trace_walk import WalkOf
 from bench.workload import DeviceKind, SloClass, Throttling, Workload
 
@@ -92,7 +93,8 @@ def make_plans(args: argparse.Namespace) -> list[Plan]:
         better = replace(base, tokens=WalkOf(draft, args.seed))
         scenarios[f"the better draft {draft}"] = served(ours, better, draft)
     for setting in with_server_draft if knows_draft_step(args.profile) else ():
-        name = f"up to {setting.server_drafts} drafts of the server as well, KV for {setting.draft_kv_share:.0%}"
+        drafts = f"up to {setting.server_drafts} drafts" if setting.server_drafts > 1 else "one draft"
+        name = f"{drafts} of the server as well, KV for {setting.draft_kv_share:.0%}"
         scenarios[name] = served(setting, base)
     plans = [Plan(name, scenario, (asked,), timing) for name, scenario in scenarios.items()]
     return [*plans, Plan(SECOND_SERVER, scenarios[AS_ASKED], (asked // 2, asked - asked // 2), timing)]

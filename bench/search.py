@@ -17,64 +17,23 @@ percent with one seed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
+from bench.best import ATTAINMENT, Best, Figures
 from bench.bisection import most_that_hold
 from bench.cells import Cell, Timing
+from bench.settings import Kind, Setting
 from bench.simulator import simulate
-from bench.systems import Kind, Setting
 from wisp_plugin.errors import ConfigError
 
-Figures = dict[str, float]
 Measure = Callable[[Setting, int], Figures]
-ATTAINMENT = 0.95
 MOST_DEVICES = 1024
 _GAIN = 1.003  # a step that brings less is none
 # Of the devices of the most goodput so far: where else a peak may be.
 _FAR, _FEWER, _AROUND = 2.0, 0.75, (0.7, 0.85, 1.2, 1.4)
 _FEW_DEVICES = 8  # their sessions in a run are fewer than the twenty that a share of 0.95 needs
 HOW = (ATTAINMENT, MOST_DEVICES, _GAIN, _FAR, _FEWER, *_AROUND, _FEW_DEVICES)  # all that decides beside a `Timing`
-
-
-@dataclass(frozen=True, slots=True)
-class Best:
-    """A system in a cell: capacity and peak goodput, each with its setting, devices and all figures of that run.
-
-    Without `has_peak` no peak was looked for, and what stands for it is the run at capacity.
-    """
-
-    system: str
-    capacity: int
-    capacity_setting: str
-    capacity_figures: Figures
-    peak_goodput: float
-    peak_devices: int
-    peak_setting: str
-    peak_figures: Figures
-    runs: list[tuple[str, int, float, float]]  # setting, devices, attainment, goodput: all that was tried
-    has_peak: bool = True
-
-    def __str__(self) -> str:
-        peak = f", {self.peak_goodput:.0f} tok/s at {self.peak_devices} ({self.peak_setting})" if self.has_peak else ""
-        return f"{self.system}: {self.capacity} devices ({self.capacity_setting}){peak}"
-
-    def with_peak_of(self, other: Best) -> Best:
-        """This capacity and the peak of `other`."""
-        return replace(
-            self, peak_goodput=other.peak_goodput, peak_devices=other.peak_devices, peak_setting=other.peak_setting,
-            peak_figures=other.peak_figures,
-        )  # fmt: skip
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
-
-def tight_interference_ms(figures: Figures) -> float | None:
-    """Mean interference in the tightest class, of the figures of a run."""
-    return next((value for name, value in figures.items() if name.startswith("interference_ms_")), None)
 
 
 class Search:
@@ -92,6 +51,7 @@ class Search:
         self._most = MOST_DEVICES if most is None else most
         self._measure, self._first = measure, min(max(1, first), self._most)
         self.runs: dict[tuple[Setting, int], Figures] = {}
+        self._climbed: set[Setting] = set()  # in another search, of which only the best is known
 
     def run(self, setting: Setting, num_devices: int) -> Figures:
         """The figures of a run."""
@@ -99,6 +59,15 @@ class Search:
         if key not in self.runs:
             self.runs[key] = self._measure(setting, num_devices)
         return self.runs[key]
+
+    def figures(self, setting: Setting, num_devices: int) -> Figures:
+        """Those of a run that was made or is known; none if it was not."""
+        return self.runs.get((setting, num_devices), {})
+
+    def tried(self) -> list[tuple[str, int, float, float]]:
+        """Setting, devices, attainment and goodput of every run."""
+        made = [(key, found) for key, found in self.runs.items() if key[0] not in self._climbed]
+        return [(str(setting), n, found["attainment"], found["goodput"]) for (setting, n), found in made]
 
     def holds(self, setting: Setting, num_devices: int) -> bool:
         """Whether enough sessions meet their SLO."""
@@ -108,7 +77,18 @@ class Search:
         """The most devices that any setting holds (0: not even one), and that setting."""
         best = kind.settings[0]
         most = self._bisect(best, 0, self._first)
-        tried, waiting = {best}, list(kind.settings[1:]) or kind.neighbours(best)
+        return self._hold_more(kind, most, best, list(kind.settings[1:]) or kind.neighbours(best))
+
+    def capacity_behind(self, known: Best, kind: Kind) -> tuple[int, Setting]:
+        """The same, where all settings but the last have come to `known`; `peak` goes on from there too."""
+        *before, last = kind.settings
+        by_name = {str(setting): setting for setting in before}
+        self.runs[by_name[known.peak_setting], max(1, known.peak_devices)] = known.peak_figures
+        self._climbed.update(before)
+        return self._hold_more(kind, known.capacity, by_name[known.capacity_setting], [last])
+
+    def _hold_more(self, kind: Kind, most: int, best: Setting, waiting: list[Setting]) -> tuple[int, Setting]:
+        tried = {best}
         while waiting:
             setting = waiting.pop(0)
             tried.add(setting)
@@ -143,7 +123,7 @@ class Search:
             for setting in kind.settings:
                 self.run(setting, self._scaled(at, factor))
         leading, at = self._leader()
-        for factor in _AROUND if self._looks_around else ():
+        for factor in _AROUND if self._looks_around and leading not in self._climbed else ():
             self.run(leading, self._scaled(at, factor))
         for factor in self._climbs:
             self._climb(factor)
@@ -171,6 +151,8 @@ class Search:
 
     def _climb(self, factor: float) -> None:
         setting, at = self._leader()
+        if setting in self._climbed:
+            return
         for direction in (factor, 1.0 / factor):
             while True:
                 further = round(at * direction)
@@ -200,7 +182,8 @@ def measure_in(cell: Cell, timing: Timing, seed: int) -> Measure:
 @dataclass(frozen=True, slots=True)
 class Question:
     """What `find_best` is asked; can be sent to another process. Without `wants_capacity` the one that is told is
-    that of the devices that were run: none is looked for."""
+    that of the devices that were run: none is looked for. `known`: what all settings but the last have come to, so that
+    only the last is tried."""
 
     cell: Cell
     kind: Kind
@@ -209,6 +192,7 @@ class Question:
     first: int = 24
     wants_peak: bool = True
     wants_capacity: bool = True
+    known: Best | None = None
 
 
 def find_best(question: Question) -> Best:
@@ -217,20 +201,16 @@ def find_best(question: Question) -> Best:
     measure = measure_in(question.cell, question.timing, question.seed)
     several_classes = question.cell.tpot_passes == 0
     search = Search(measure, question.first, timing=question.timing, looks_far=several_classes)
-    if question.wants_capacity:
+    if question.known:
+        capacity, setting = search.capacity_behind(question.known, kind)
+        kind = kind.only(kind.settings[-1])
+    elif question.wants_capacity:
         capacity, setting = search.capacity(kind)
     else:
         setting = kind.settings[0]
         capacity = question.first if search.holds(setting, question.first) else 0
-    held = search.runs.get((setting, capacity), {})
+    held = search.figures(setting, capacity)
     num_devices, peak_setting = search.peak(kind) if question.wants_peak else (capacity, setting)
-    peak = search.runs.get((peak_setting, num_devices), {})
-    runs = [(str(s), n, f["attainment"], f["goodput"]) for (s, n), f in search.runs.items()]
+    peak = search.figures(peak_setting, num_devices)
     return Best(kind.name, capacity, str(setting), held, peak.get("goodput", 0.0), num_devices, str(peak_setting), peak,
-                runs, question.wants_peak)  # fmt: skip
-
-
-def best_of(bests: Sequence[Best]) -> Best:
-    """One system of which parts of the settings were searched apart: the first of the highest capacity and peak."""
-    holder, leader = max(bests, key=lambda best: best.capacity), max(bests, key=lambda best: best.peak_goodput)
-    return replace(holder.with_peak_of(leader), runs=[run for best in bests for run in best.runs])
+                search.tried(), question.wants_peak)  # fmt: skip

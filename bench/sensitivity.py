@@ -14,7 +14,7 @@ from bench.cells import DRAFTS, MIX, Cell, Timing
 from bench.comparison import chosen_kinds, compare_cells
 from bench.gpu_profile import DEFAULT, NORMS
 from bench.lab import Lab
-from bench.systems import Kind
+from bench.settings import Kind
 
 MEASURED = "h100-qwen3-32b"  # by `wisp-bench profile --shape qwen3-32b --device cuda` on an H100
 _PREFILL_FACTOR = 10.0  # prompt tokens that a device reads in the time of a draft token; 5 to 20 are usual on CPUs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from bench.search import Best
+from bench.best import Best
 from bench.systems import SYSTEMS
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from bench import cli, comparison_command, goodput, matrix_state
+from bench.best import Best
 from bench.cells import MIX, Cell, Timing
 from bench.comparison import Comparison, ratio_figures
 from bench.comparison_command import RATIO_COLUMNS, missed_lines, page_of, ratio_rows
 from bench.matrix_figures import geometric_mean, matrix_figures
 from bench.matrix_parts import CellResult, Part
 from bench.matrix_state import append_part, load_parts
-from bench.search import Best
 from bench.systems import BASELINES, SYSTEMS
 from wisp_plugin.errors import ConfigError
 

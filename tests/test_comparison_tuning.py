@@ -6,12 +6,14 @@ import pytest
 
 from bench import comparison, finalists
 from bench.baseline_rules import RuleSpec
+from bench.best import Best
 from bench.cells import MEDIUM, MIX, QUICK
 from bench.comparison import compare
 from bench.finalists import MOST, finalists_of
 from bench.lab import Lab
-from bench.search import Best, Question
-from bench.systems import WISP, Kind, Setting, neighbours
+from bench.search import Question
+from bench.settings import Kind, Setting, neighbours
+from bench.systems import WISP
 
 LUCKY, STEADY, LEADER, POOR = (Setting("x", "edf", RuleSpec("fixed", n)) for n in (1, 2, 6, 12))
 X = Kind("x", [POOR, LUCKY, STEADY, LEADER])

@@ -14,7 +14,8 @@ from bench.matrix_figures import WASTE_COLUMNS, against, against_best, matrix_fi
 from bench.matrix_parts import CellResult, Part, key_of, same_to
 from bench.matrix_state import append_part, load_parts
 from bench.search import measure_in
-from bench.systems import FEW, WISP, Kind
+from bench.settings import Kind
+from bench.systems import FEW, WISP
 from tests.comparison_fakes import best_of
 from wisp_plugin.errors import ConfigError
 from wisp_plugin.messages import Mode

@@ -8,7 +8,7 @@ import pytest
 
 from bench import plans
 from bench.baseline_rules import ControllerOf
-from bench.systems import NO_DRAFTS, PRICE
+from bench.settings import NO_DRAFTS, PRICE
 from bench.trace_walk import WalkOf
 from bench.workload import DeviceKind
 from tests.planner_fakes import plans_by_name
@@ -57,9 +57,10 @@ class TestPlans:
         workload = plans_by_name()["tpot 25 % longer"].scenario.workload
         assert workload.slo(0, 0).tpot_ms == pytest.approx(75.0)
 
-    @pytest.mark.parametrize(("num_drafts", "kv_share"), [(3, 0.7), (2, 0.7), (3, 0.35)])
+    @pytest.mark.parametrize(("num_drafts", "kv_share"), [(3, 0.7), (2, 0.7), (3, 0.35), (1, 0.7)])
     def test_drafts_of_the_server(self, num_drafts: int, kv_share: float) -> None:
-        name = f"up to {num_drafts} drafts of the server as well, KV for {kv_share:.0%}"
+        drafts = f"up to {num_drafts} drafts" if num_drafts > 1 else "one draft"
+        name = f"{drafts} of the server as well, KV for {kv_share:.0%}"
         assert set(differences(name)) == {"engine", "kv_tokens", "server_draft", "server_draft_kv_tokens"}
         scenario = plans_by_name()[name].scenario
         assert scenario.engine["max_server_drafts"] == num_drafts
@@ -84,7 +85,7 @@ class TestPlans:
     def test_a_second_server_has_half_of_the_devices(self, asked: str, loads: tuple[int, int]) -> None:
         assert plans_by_name("--devices", asked)[plans.SECOND_SERVER].loads == loads
 
-    @pytest.mark.parametrize(("kv_tokens", "shares"), [("3072", ["70%", "70%", "35%"]), ("4000", ["70%", "70%"]),
+    @pytest.mark.parametrize(("kv_tokens", "shares"), [("3072", ["70%", "70%", "35%", "70%"]), ("4000", 3 * ["70%"]),
                                                        ("4500", [])])  # fmt: skip
     def test_drafts_of_the_server_leave_room_for_the_longest_session(self, kv_tokens: str, shares: list[str]) -> None:
         without_room = [plan for plan in plans_by_name("--kv-tokens", kv_tokens).values() if not plan.has_room]

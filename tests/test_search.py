@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.baseline_rules import RuleSpec
+from bench.best import Best
 from bench.bisection import most_that_hold
 from bench.cells import Timing
 from bench.search import Search
-from bench.systems import CHUNKS, FEW, LENGTHS, SYSTEMS, WISP, Kind, Setting, reachable
+from bench.settings import CHUNKS, LENGTHS, Kind, Setting, reachable
+from bench.systems import FEW, SYSTEMS, WISP
 
 A, B = Setting("x", "edf", RuleSpec("fixed", 1)), Setting("x", "edf", RuleSpec("fixed", 2))
 KIND = Kind("x", [A, B], is_open=False)
@@ -51,6 +53,27 @@ class TestSearch:
         assert sum(setting == B for setting, _ in calls) == 1
         search.peak(KIND)
         assert len(calls) == len(set(calls))
+
+    @settings(max_examples=40)
+    @given(a=st.integers(0, 400), b=st.integers(0, 400), peak_at=st.integers(2, 400), leader=st.sampled_from([A, B]))
+    def test_the_last_setting_alone_goes_on_from_what_the_others_came_to(
+        self, a: int, b: int, peak_at: int, leader: Setting
+    ) -> None:
+        first, last = (B, A) if leader == A else (A, B)  # who is last may be the higher hill or not
+        whole = self.search({A: a, B: b}, peak_at)
+        before = Kind("x", [first], is_open=False)
+        held, at = self.search({A: a, B: b}, peak_at), Kind("x", [first, last], is_open=False)
+        capacity, _ = held.capacity(before)
+        num_devices, setting = held.peak(before)
+        goodput = held.runs[setting, num_devices]["goodput"]
+        known = Best("x", capacity, str(first), {}, goodput, num_devices, str(first), {"goodput": goodput}, [])
+        search = self.search({A: a, B: b}, peak_at)
+        found, _ = search.capacity_behind(known, at)
+        num_devices, setting = search.peak(at.only(last))
+        assert found == pytest.approx(whole.capacity(at)[0], rel=0.04, abs=1.0)
+        assert setting == B
+        assert search.figures(setting, num_devices)["goodput"] > 0.85 * 200.0
+        assert {own for own, *_ in search.tried()} <= {str(last)}
 
     @settings(max_examples=40)
     @given(peak_at=st.integers(2, 400), first=st.integers(1, 300))

@@ -13,9 +13,10 @@ from bench.cells import MIX, Cell, Timing
 from bench.gpu_cost import line, unloaded_pass_s
 from bench.gpu_profile import draft_step_costs
 from bench.scenario import Scenario
+from bench.settings import Setting
 from bench.sim_colocated import DraftingCost
 from bench.simulator import _World, simulate
-from bench.systems import FEW, SYSTEMS, WISP, Setting
+from bench.systems import FEW, SYSTEMS, WISP
 from bench.workload import Device, SessionSpec, SloClass, Workload
 from wisp_plugin.estimator import Costs
 from wisp_plugin.messages import Slo

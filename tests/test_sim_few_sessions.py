@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from bench.cells import MIX, Timing
+from bench.settings import Setting
 from bench.simulator import simulate
-from bench.systems import SLO_CENTRAL, WISP, Setting
+from bench.systems import SLO_CENTRAL, WISP
 
 _TIMING = Timing(24.0, 4.0)
 

@@ -4,8 +4,9 @@ slow devices keep it too."""
 from __future__ import annotations
 
 from bench.cells import MEDIUM, Cell, Timing
+from bench.settings import NO_DRAFTS, Setting
 from bench.simulator import simulate
-from bench.systems import NO_DRAFTS, SLO_CENTRAL, WISP, Setting
+from bench.systems import SLO_CENTRAL, WISP
 
 CELL = Cell(4.0, "slow", (20.0, 20.0), "mixed48")
 NUM_DEVICES = 110
