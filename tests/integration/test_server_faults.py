@@ -32,7 +32,7 @@ from wisp_plugin.errors import ModelError
 from wisp_plugin.messages import Status
 from wisp_plugin.wire_values import Array
 
-pytestmark = [pytest.mark.integration, pytest.mark.alone]
+pytestmark = pytest.mark.integration
 
 FAULTY_MODEL = '''
 """The verifier, but its third pass fails: a defect of ours that nobody foresaw."""
