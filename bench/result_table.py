@@ -85,8 +85,6 @@ def filled(template: str, document: Document) -> str:
     """`template` with figures by name in braces, with intervals, and those marked that miss their goal, or what the
     paper has."""
     missed = {line.partition(":")[0] for line in document.get("missed", ())}
-    # A matrix of before 28 November 2026 has no `missed`.
-    missed |= {f"matrix_min_{figure}" for figure in ("capacity", "goodput") if document.get(f"cells_lost_{figure}")}
 
     def text(name: str) -> str:
         is_missed = name in missed or document.get(f"{name}_reaches_published") is False
