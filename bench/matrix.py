@@ -44,6 +44,7 @@ from bench.comparison_command import assumptions
 from bench.gpu_profile import DEFAULT
 from bench.html_report import DEFINITIONS, Page
 from bench.matrix_figures import (
+    MEDIAN_COLUMNS,
     NO_REGRET,
     SETTING_COLUMNS,
     TABLE_COLUMNS,
@@ -51,6 +52,7 @@ from bench.matrix_figures import (
     before_and_after,
     is_lost,
     matrix_figures,
+    median_rows,
     setting_rows,
     table_rows,
     waste_rows,
@@ -112,7 +114,8 @@ def main(args: argparse.Namespace) -> int:
         first = runs.run(wanted)
     results, rechecked = _recheck(runs, first, args)
     print_table("WISP against the best other system", TABLE_COLUMNS, table_rows(results))
-    figures = {**matrix_figures(results), "cells_rechecked": rechecked,
+    print_table("Medians over cells", MEDIAN_COLUMNS, median_rows(results))
+    figures = {**matrix_figures(results), "medians": median_rows(results), "cells_rechecked": rechecked,
                "cells_to_recheck": sum(map(is_lost, first)) - len(rechecked)}  # fmt: skip
     missed = check_targets(figures, {name: asked for name, asked in TARGETS.items() if figures[name] is not None})
     finish("matrix", {**figures, "missed": missed, "columns": list(TABLE_COLUMNS), "matrix": table_rows(results),

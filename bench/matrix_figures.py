@@ -140,6 +140,30 @@ TABLE_COLUMNS = (
     "capacity / centralized", "goodput / centralized", "goodput / published",
 )  # fmt: skip
 
+MEDIAN_COLUMNS = (
+    "cells", "goodput / best other", "capacity / best other", "goodput / centralized", "capacity / centralized",
+    "goodput / published",
+)  # fmt: skip
+
+
+def median_rows(results: Sequence[CellResult]) -> list[list[Any]]:
+    """Medians of ratios over all cells, those of each tpot, and those of each kind of devices; see MEDIAN_COLUMNS."""
+    groups = {"all": list(results)}
+    for r in results:
+        groups.setdefault(f"tpot {r.cell.tpot_passes:g}", []).append(r)
+    for r in results:
+        groups.setdefault(f"{r.cell.speeds} devices", []).append(r)
+    return [[name, *_medians(own)] for name, own in groups.items()]
+
+
+def _medians(results: Sequence[CellResult]) -> list[float | None]:
+    best = [[against_best(r, figure).value for r in results] for figure in ("goodput", "capacity")]
+    pairs = (("goodput", "centralized"), ("capacity", "centralized"), ("goodput", "published"))
+    columns = [*best, *([against(r, figure, system) for r in results] for figure, system in pairs)]
+    known = [[value for value in column if value is not None] for column in columns]
+    return [statistics.median(column) if column else None for column in known]
+
+
 SETTING_COLUMNS = ("cell", "goodput / best other", "WISP with", "best other", "with")
 
 

@@ -17,8 +17,9 @@ from bench.cells import DRAFTS, MIX, Cell, Timing
 from bench.gpu_profile import DEFAULT, draft_step_on
 from bench.report import commit
 from bench.search import HOW
-from bench.settings import CHUNKS, LENGTHS, Kind
+from bench.settings import CHUNKS, LENGTHS, Kind, reachable
 from bench.traces_folder import trace_path
+from wisp_plugin.errors import ConfigError
 from wisp_plugin.wisp_parameters import WispParameters
 
 
@@ -116,6 +117,18 @@ def seen_by(kind: Kind, cell: Cell) -> Cell:
     """The cell without what makes no difference to a system: equal for cells that are the same to it."""
     speeds, draft = (getattr(cell, name) if name in kind.sees else "any" for name in ("speeds", "draft"))
     return replace(cell, speeds=speeds, draft=draft)
+
+
+def best_known(kind: Kind, part: Part) -> Best:
+    """What a search of `kind` goes on from.
+
+    Raises:
+        ConfigError: the part has a setting that no search of today comes to.
+    """
+    strange = set(part.settings) - reachable(kind.settings).keys()
+    if strange:
+        raise ConfigError(f"{part.cell.name}: {kind.name} has no setting {min(strange)!r} today; --fresh runs it again")
+    return part.best()
 
 
 def same_to(kind: Kind, cell: Cell, parts: Parts) -> Part | None:

@@ -10,18 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from bench.best import Best
 from bench.cells import Cell
 from bench.lab import Lab
 from bench.matrix_figures import NO_REGRET, mean
-from bench.matrix_parts import CellResult, Part, Parts, key_of, same_to, whole_results
+from bench.matrix_parts import CellResult, Part, Parts, best_known, key_of, same_to, whole_results
 from bench.matrix_run import MatrixRuns
 from bench.matrix_state import append_part, load_parts
 from bench.more_seeds import on_seeds
 from bench.report import Progress
-from bench.settings import Kind, reachable
+from bench.settings import Kind
 from bench.systems import BASELINES, WISP
-from wisp_plugin.errors import ConfigError
 
 _CONTENDS = 0.9  # of the best other's; who has less on the first seed will not be the best on several
 
@@ -81,7 +79,7 @@ class Recheck:
         names = _contenders(cell, first)
         contenders = [kind for kind in self.runs.systems if kind.name in names]
         missing = [kind for kind in contenders if not _going_on(kind, cell, first, done)]
-        tuned = {kind.name: _best(kind, first[cell, kind.name]) for kind in missing}
+        tuned = {kind.name: best_known(kind, first[cell, kind.name]) for kind in missing}
         found = on_seeds(lab, cell, missing, tuned, self.runs.timing, self.more_seeds)
         return [first[cell, name].and_more(bests) for name, bests in found.items()]
 
@@ -102,10 +100,3 @@ def _going_on(kind: Kind, cell: Cell, first: Parts, done: Parts) -> Part | None:
     """What is done of a system in a cell, or in one that is the same to it, if it goes on from the first result."""
     part = done.get((cell, kind.name)) or same_to(kind, cell, done)
     return part if part and part.goes_on_from(first[cell, kind.name]) else None
-
-
-def _best(kind: Kind, part: Part) -> Best:
-    strange = set(part.settings) - reachable(kind.settings).keys()
-    if strange:
-        raise ConfigError(f"{part.cell.name}: {kind.name} has no setting {min(strange)!r} today; --fresh runs it again")
-    return part.best()

@@ -10,7 +10,7 @@ from bench.cells import Cell, Timing, corners_first
 from bench.gpu_profile import DEFAULT
 from bench.lab import Lab
 from bench.matrix_figures import against_best
-from bench.matrix_parts import CellResult, Part, Parts, key_of, same_to, seen_by, whole_results
+from bench.matrix_parts import CellResult, Part, Parts, best_known, key_of, same_to, seen_by, whole_results
 from bench.matrix_state import append_part, load_parts
 from bench.more_seeds import on_seed
 from bench.report import Progress, format_cell
@@ -113,6 +113,6 @@ class _Asked:
 def _find(asked: _Asked) -> Part:
     cell, kind, timing, seeds, known = asked.cell, asked.kind, asked.timing, asked.seeds, asked.known
     first = _FIRST.get(cell.tpot_passes, 32)
-    tuned = find_best(Question(cell, kind, timing, seeds[0], first, known=known.best() if known else None))
+    tuned = find_best(Question(cell, kind, timing, seeds[0], first, known=best_known(kind, known) if known else None))
     found = Part.of(cell, [tuned, *(on_seed(cell, kind, tuned, timing, seed) for seed in seeds[1:])])
     return found.made_behind(known) if known else found

@@ -10,7 +10,15 @@ import pytest
 
 from bench import matrix_parts
 from bench.cells import FULL_AXES, REDUCED_AXES, Cell, Timing, cells
-from bench.matrix_figures import WASTE_COLUMNS, against, against_best, matrix_figures, waste_figures, waste_rows
+from bench.matrix_figures import (
+    WASTE_COLUMNS,
+    against,
+    against_best,
+    matrix_figures,
+    median_rows,
+    waste_figures,
+    waste_rows,
+)
 from bench.matrix_parts import CellResult, Part, key_of, same_to
 from bench.matrix_state import append_part, load_parts
 from bench.search import measure_in
@@ -44,6 +52,10 @@ class TestMatrix:
         assert figures["matrix_min_capacity_without_colocated"] == pytest.approx(24 / 20)
         assert figures["matrix_min"] == figures["matrix_min_capacity"]
         assert [c["cell"] for c in figures["cells_lost_goodput"]] == [lost.cell.name]
+        medians = {name: values for name, *values in median_rows([good, lost])}
+        assert medians["slow devices"][:4] == pytest.approx([209 / 220, 24 / 30, 209 / 200, 24 / 16])
+        assert medians["all"][2] == pytest.approx(0.5 * (440 + 209) / 200)
+        assert medians["all"] == medians[f"tpot {CELL.tpot_passes:g}"]
         assert figures["cells_lost_goodput"][0]["best_other"] == "colocated"
         assert figures["capacity_vs_centralized_share"] == 0.5
         assert figures["capacity_vs_sled_share"] == 1.0
